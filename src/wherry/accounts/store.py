@@ -1,0 +1,188 @@
+"""The SQL of accounts: teams, keys, and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, Connection, Row, Select, case, cast, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from wherry.storage.database import bump_revision, read_revisions
+from wherry.storage.tables import keys, ledger, ledger_offsets, teams
+
+KEYS: Final = "keys"
+"""Name of the revision that grows with every change of a key."""
+
+Fields = Mapping[str, Any]
+
+GROUPS = {
+    "day": ledger.c.day,
+    "key": ledger.c.key_id,
+    "model": ledger.c.model,
+    "deployment": ledger.c.deployment,
+}
+"""What usage can be grouped by, and the column of each."""
+
+
+def _sum(column: Any) -> Any:
+    # PostgreSQL's sum of 64-bit numbers is a decimal, and of none it is NULL
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
+
+
+_SUMS = (
+    func.count().label("requests"),
+    _sum(case((ledger.c.code != "", 1), else_=0)).label("errors"),
+    _sum(ledger.c.input_tokens).label("input_tokens"),
+    _sum(ledger.c.output_tokens).label("output_tokens"),
+    _sum(ledger.c.rows).label("rows"),
+)
+
+
+def _insert_new(connection: Connection, table: Any) -> Any:
+    """An INSERT that leaves rows that exist as they are."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table).on_conflict_do_nothing()
+
+
+# ------------------------------------------------------------------------------ teams
+
+
+def add_team(connection: Connection, fields: Fields) -> None:
+    """Insert a team, unless its name is taken."""
+    connection.execute(_insert_new(connection, teams), fields)
+
+
+def find_team(connection: Connection, name: str) -> Row[Any] | None:
+    """The team of a name."""
+    return connection.execute(select(teams).where(teams.c.name == name)).one_or_none()
+
+
+def list_teams(connection: Connection) -> Sequence[Row[Any]]:
+    """Every team, by name."""
+    return connection.execute(select(teams).order_by(teams.c.name)).all()
+
+
+# ------------------------------------------------------------------------------ keys
+
+
+def _select_keys() -> Select[Any]:
+    return select(keys, teams.c.name.label("team")).join(teams, teams.c.id == keys.c.team_id)
+
+
+def add_key(connection: Connection, fields: Fields) -> None:
+    """Insert a key, unless its secret has one."""
+    fields = {**fields, "changed_revision": _next_revision(connection)}
+    connection.execute(_insert_new(connection, keys), fields)
+
+
+def revoke_key(connection: Connection, key_id: str, at: float) -> None:
+    """Mark a key as revoked."""
+    fields = {"revoked_at": at, "changed_revision": _next_revision(connection)}
+    connection.execute(update(keys).where(keys.c.id == key_id).values(fields))
+
+
+def find_key(connection: Connection, team_id: str, key_id: str) -> Row[Any] | None:
+    """A key of a team."""
+    query = _select_keys().where(keys.c.team_id == team_id, keys.c.id == key_id)
+    return connection.execute(query).one_or_none()
+
+
+def find_key_by_digest(connection: Connection, digest: str) -> Row[Any] | None:
+    """The key of a secret's digest, whatever its team."""
+    return connection.execute(_select_keys().where(keys.c.digest == digest)).one_or_none()
+
+
+def list_keys(connection: Connection, team_id: str) -> Sequence[Row[Any]]:
+    """All keys of a team, the newest first."""
+    query = _select_keys().where(keys.c.team_id == team_id)
+    return connection.execute(query.order_by(keys.c.created_at.desc(), keys.c.id)).all()
+
+
+def count_active_keys(connection: Connection, team_id: str) -> int:
+    """How many keys of a team are not revoked."""
+    query = select(func.count()).where(keys.c.team_id == team_id, keys.c.revoked_at.is_(None))
+    return connection.execute(query).scalar_one()
+
+
+def list_changed_keys(connection: Connection, revision: int) -> Sequence[Row[Any]]:
+    """Keys that changed after a revision."""
+    return connection.execute(_select_keys().where(keys.c.changed_revision > revision)).all()
+
+
+def read_keys_revision(connection: Connection) -> int:
+    """How often any key has changed."""
+    return read_revisions(connection).get(KEYS, 0)
+
+
+def _next_revision(connection: Connection) -> int:
+    bump_revision(connection, KEYS)
+    return read_keys_revision(connection)
+
+
+# ------------------------------------------------------------------------------ ledger
+
+
+def list_offsets(connection: Connection) -> dict[tuple[str, str], int]:
+    """How far each segment has been read, by gateway and segment."""
+    rows = connection.execute(select(ledger_offsets)).all()
+    return {(row.gateway, row.segment): row.offset for row in rows}
+
+
+def move_offset(connection: Connection, gateway: str, segment: str, offset: int) -> None:
+    """Remember how far a segment has been read; never goes back."""
+    fields = {"gateway": gateway, "segment": segment, "offset": offset}
+    connection.execute(_insert_new(connection, ledger_offsets), fields)
+    connection.execute(
+        update(ledger_offsets)
+        .where(
+            ledger_offsets.c.gateway == gateway,
+            ledger_offsets.c.segment == segment,
+            ledger_offsets.c.offset < offset,
+        )
+        .values(offset=offset)
+    )
+
+
+def forget_offset(connection: Connection, gateway: str, segment: str) -> None:
+    """Forget a segment that is gone."""
+    connection.execute(
+        ledger_offsets.delete().where(
+            ledger_offsets.c.gateway == gateway, ledger_offsets.c.segment == segment
+        )
+    )
+
+
+def add_outcomes(connection: Connection, rows: Sequence[Fields]) -> int:
+    """Insert ledger rows whose request is not in it yet; tells how many were new."""
+    if not rows:
+        return 0
+    result = connection.execute(
+        _insert_new(connection, ledger), rows, execution_options={"preserve_rowcount": True}
+    )
+    return max(0, result.rowcount)
+
+
+def sum_usage(
+    connection: Connection, team_id: str, by: Sequence[str], start: str, end: str, limit: int
+) -> Sequence[Fields]:
+    """Sums of a team's requests between two days, both included, by groups."""
+    groups = [GROUPS[name].label(name) for name in by]
+    query = (
+        select(*groups, *_SUMS)
+        .where(ledger.c.team_id == team_id, ledger.c.day >= start, ledger.c.day <= end)
+        .group_by(*(GROUPS[name] for name in by))
+        .order_by(*(GROUPS[name] for name in by))
+        .limit(limit)
+    )
+    return _read_mappings(connection, query)
+
+
+def sum_since(connection: Connection, team_id: str, at: float) -> Fields:
+    """Sums of a team's requests since a time."""
+    query = select(*_SUMS).where(ledger.c.team_id == team_id, ledger.c.at >= at)
+    return _read_mappings(connection, query)[0]
+
+
+def _read_mappings(connection: Connection, query: Any) -> list[Fields]:
+    return [dict(row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,537 @@
+"""Joins the parts; the only file that knows them all.
+
+`serve` is the main process (supervisor, controller, job queue); `python -m wherry.app` with an
+order is a gateway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wherry import __version__, errors
+from wherry.accounts.keys import Keys
+from wherry.accounts.ledger import Ledger
+from wherry.accounts.teams import Teams
+from wherry.client.local import LocalServer, remove_server, write_server
+from wherry.control.controller import Controller
+from wherry.control.deployments import Deployments
+from wherry.control.hub import Hub
+from wherry.control.logs import WorkerLogs
+from wherry.control.memory import MemoryBudget
+from wherry.control.metrics import MetricsHistory
+from wherry.control.placement.local import Folders, LocalPlacement
+from wherry.control.supervisor import GatewayOrder, Supervisor
+from wherry.gateway.uplink import LoadReport, Question, Uplink
+from wherry.jobs.queue import JobQueue
+from wherry.models.registry.registry import Registry
+from wherry.settings import Settings, resolve_secret, worker_environment
+from wherry.storage.blobs import LocalBlobs
+from wherry.storage.database import Database, prepare_folder
+from wherry.telemetry import configure_logging, get_logger
+from wherry.worker.launcher import die_with_parent
+
+log = get_logger("app")
+
+REPORT_SECONDS = 0.5
+INGEST_SECONDS = 1.0
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+STOP_SECONDS = 20
+
+
+# ------------------------------------------------------------------------------ main process
+
+
+def serve(settings: Settings, *, demo: bool = False, on_ready: Callable[[str, str], None] | None = None) -> int:
+    """Run a server until SIGTERM or Ctrl-C; the exit status.
+
+    Args:
+        settings: of this server.
+        demo: allow code, for the demo's own echo model.
+        on_ready: called with URL and local key when requests are accepted.
+
+    Raises:
+        WherryError: it cannot start, and why.
+    """
+    if demo:
+        settings = msgspec.structs.replace(settings, allow_code=True)
+    check_exposure(settings)
+    configure_logging(settings.log_level, settings.log_format, "supervisor")
+    os.umask(0o077)
+    prepare_folder(settings.folder)
+    with lock_data(settings.folder), short_folder() as run_folder:
+        listener = listen(settings)
+        settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
+        set_title("wherry: supervisor")
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(Server(settings, run_folder, listener, on_ready).run())
+
+
+class Server:
+    """The main process's parts, and their order of start and end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run_folder: Path,
+        listener: socket.socket,
+        on_ready: Callable[[str, str], None] | None,
+    ) -> None:
+        self._settings = settings
+        self._run_folder = run_folder
+        self._listener = listener
+        self._on_ready = on_ready
+        self._started_at = time.time()
+
+    async def run(self) -> int:
+        """Start everything, wait for a signal, end everything."""
+        settings, folder = self._settings, self._settings.folder
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        self._database = Database.for_folder(folder, settings.database_url)
+        self._database.migrate()
+        key = Keys.for_folder(self._database, folder).ensure_bootstrap(
+            folder / "secrets", settings.admin_key or None
+        )
+        control_address = self._run_folder / "control.sock"
+        self._build(control_address)
+        supervisor = Supervisor(settings, self._listener, str(control_address))
+        tasks = [
+            loop.create_task(work)
+            for work in (
+                self._controller.run(),
+                supervisor.run(),
+                self._jobs.run(),
+                self._ingest_for_ever(),
+                self._collect_metrics(),
+            )
+        ]
+        url = url_of(settings)
+        server_file = write_server(LocalServer(url, key, str(folder), os.getpid(), __version__))
+        ready = loop.create_task(self._announce(url, key))
+        try:
+            await wait_for_first([loop.create_task(stop.wait()), *tasks])
+        finally:
+            remove_server(server_file, os.getpid())
+            ready.cancel()
+            await supervisor.stop()
+            await self._jobs.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._controller.close()
+            await self._placement.close()
+            self._hub.close()
+            await asyncio.to_thread(self._ledger.ingest)
+            self._database.close()
+        return 0
+
+    def _build(self, control_address: Path) -> None:
+        settings, folder = self._settings, self._settings.folder
+        blobs = LocalBlobs(folder / "blobs")
+        blobs.sweep_temporary()
+        registry = Registry(self._database, blobs, folder)
+        budget = MemoryBudget(settings.memory_limit_mib)
+        logs = WorkerLogs(folder / "logs")
+        self._metrics = MetricsHistory()
+        self._ledger = Ledger(self._database, folder / "journal")
+        self._placement = LocalPlacement(
+            folders_of(settings, self._run_folder), worker_environment(), logs.write
+        )
+        self._controller = Controller(
+            database=self._database,
+            deployments=Deployments(self._database, registry, budget),
+            placement=self._placement,
+            budget=budget,
+            logs=logs,
+            runtime_options=runtime_options(settings),
+            resolve_secret=resolve_secret,
+            request_timeout_seconds=settings.stream_timeout_seconds,
+        )
+        self._budget = budget
+        self._jobs = JobQueue(self._database, settings, self._run_folder)
+        self._hub = Hub(
+            control_address,
+            on_change=self._controller.wake_up,
+            on_nudge=self._nudge,
+            on_wake=self._controller.wake,
+            ask=self._answer,
+        )
+        self._controller.hub = self._hub
+        self._deployments = Deployments(self._database, registry, budget)
+
+    def _nudge(self) -> None:
+        self._controller.nudge()
+        self._jobs.nudge()
+
+    async def _announce(self, url: str, key: str) -> None:
+        while not any(line.acked_epoch for line in self._hub.lines):
+            await asyncio.sleep(0.01)
+        log.info("ready", url=url, pid=os.getpid())
+        if self._on_ready is not None:
+            self._on_ready(url, key)
+
+    async def _ingest_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(INGEST_SECONDS)
+            try:
+                await asyncio.to_thread(self._ledger.ingest)
+            except errors.WherryError as error:
+                log.warning("the ledger waits", error=error.message)
+
+    async def _collect_metrics(self) -> None:
+        known: set[str] = set()
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            present = {f"{line.name} {line.pid}" for line in self._hub.lines}
+            for gone in known - present:
+                self._metrics.forget(gone)
+            known = present
+            for line in self._hub.lines:
+                if line.load is not None:
+                    self._metrics.take(f"{line.name} {line.pid}", line.load.metrics)
+            self._metrics.tick()
+
+    async def _answer(self, question: Question) -> Any:
+        """What only this process knows, for the gateways' doors."""
+        given = question.arguments
+        if question.what == "deployments":
+            return msgspec.to_builtins(self._controller.describe(given["team_id"]))
+        if question.what == "workers":
+            return msgspec.to_builtins(self._controller.workers(given["team_id"]))
+        if question.what == "metrics":
+            points = self._metrics.points(
+                given["deployment"], given["window_seconds"], given["points"]
+            )
+            return msgspec.to_builtins(points)
+        if question.what == "counts":
+            return msgspec.msgpack.encode(self._metrics.total())
+        if question.what == "overview":
+            return self._overview(given["team_id"])
+        if question.what == "switch":
+            await asyncio.to_thread(
+                self._deployments.change, given["team_id"], given["name"], stopped=given["stopped"]
+            )
+            self._controller.nudge()
+            return True
+        raise errors.NotFound(f"nothing is known of {question.what!r}")
+
+    def _overview(self, team_id: str) -> dict[str, Any]:
+        mine = self._controller.describe(team_id)
+        requests, failed = self._metrics.last_hour(f"{each.team}/{each.name}" for each in mine)
+        return {
+            "started_at": self._started_at,
+            "memory_used_mib": self._controller.memory_used_mib(),
+            "memory_limit_mib": self._budget.limit_mib,
+            "requests_last_hour": requests,
+            "errors_last_hour": failed,
+            "running": self._controller.calibrations(team_id),
+        }
+
+
+def folders_of(settings: Settings, run_folder: Path) -> Folders:
+    """Where a placement of this server finds things."""
+    folder = settings.folder
+    return Folders(
+        run=run_folder,
+        blobs=folder / "blobs",
+        bundles=folder / "bundles",
+        environments=folder / "environments",
+        scratch=run_folder / "scratch",
+    )
+
+
+def runtime_options(settings: Settings) -> dict[str, Any]:
+    """The operator's settings that runtimes must know."""
+    return {
+        "allow_pickle": settings.allow_pickle,
+        "trusted_types": list(settings.trusted_sklearn_types),
+    }
+
+
+# ------------------------------------------------------------------------------ start-up
+
+
+def check_exposure(settings: Settings) -> None:
+    """Refuse to listen beyond this machine without TLS or a proxy."""
+    has_tls = bool(settings.tls_cert and settings.tls_key)
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise errors.InvalidInput("tls_cert and tls_key belong together")
+    if is_loopback(settings.host) or has_tls or settings.behind_proxy:
+        return
+    raise errors.InvalidInput(
+        f"listening on {settings.host!r} without TLS would show keys to the network",
+        hint="give --tls-cert and --tls-key, or --behind-proxy if one terminates TLS",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket all gateways share; a taken port is said plainly, with a free one."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise errors.Conflict(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+            hint=f"wherry serve --port {next_free_port(settings.host, settings.port)}",
+        ) from error
+    listener.listen(BACKLOG)
+    listener.set_inheritable(True)
+    return listener
+
+
+def next_free_port(host: str, port: int) -> int:
+    """The first free port above one that is taken; 0 if none of the next 100 is."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port + 1, min(port + 101, 65536)):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError:
+                continue
+            return candidate
+    return 0
+
+
+def url_of(settings: Settings) -> str:
+    """Where clients of this machine reach the server."""
+    scheme = "https" if settings.tls_cert else "http"
+    host = settings.host
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        host = "127.0.0.1"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+@contextlib.contextmanager
+def lock_data(folder: Path) -> Any:
+    """One server per data folder; the lock goes with the process."""
+    import fcntl
+
+    with (folder / "serve.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise errors.Conflict(
+                f"another server uses the data folder {str(folder)!r}",
+                hint="stop it, or give --data another folder",
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def short_folder() -> Any:
+    """A private folder for sockets; short, as their paths may have 107 bytes only."""
+    folder = Path(tempfile.mkdtemp(prefix="wherry-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_title(title: str) -> None:
+    """Say in the process list what this process is."""
+    from setproctitle import setproctitle
+
+    setproctitle(title)
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists."""
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def wait_for_first(tasks: list[asyncio.Task[Any]]) -> None:
+    """Wait until one ends; if it failed, raise what it raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+# ------------------------------------------------------------------------------ gateway process
+
+
+def run_gateway(order: GatewayOrder, listener: socket.socket) -> None:
+    """A gateway process, until SIGTERM."""
+    settings = order.settings
+    configure_logging(settings.log_level, settings.log_format, order.name)
+    set_title(f"wherry: {order.name}")
+    os.umask(0o077)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_serve_gateway(order, listener))
+
+
+async def _serve_gateway(order: GatewayOrder, listener: socket.socket) -> None:
+    await GatewayProcess(order, listener).run()
+
+
+class GatewayProcess:
+    """The parts of a gateway: doors over the data plane, and its lines to the rest."""
+
+    def __init__(self, order: GatewayOrder, listener: socket.socket) -> None:
+        # imported here: the main process has no use for the doors
+        from wherry.accounts.secret_files import load_pepper
+        from wherry.accounts.limits import KeyMeters
+        from wherry.doors.errors import status_of_code
+        from wherry.doors.route import Doors, Row
+        from wherry.gateway.authenticate import Authenticator
+        from wherry.gateway.predict import Gateway
+        from wherry.gateway.settle import Settler
+        from wherry.storage.journal import JournalWriter
+        from wherry.telemetry import Registry as MetricsRegistry
+
+        settings, folder = order.settings, order.settings.folder
+        self._settings = settings
+        self._listener = listener
+        self._database = Database.for_folder(folder, settings.database_url)
+        self._authenticator = Authenticator(self._database, load_pepper(folder / "secrets"))
+        self._counts = MetricsRegistry()
+        self._journal = JournalWriter(
+            folder / "journal", order.name.replace(" ", "-"), durability=settings.durability
+        )
+        meters = KeyMeters(1 / settings.gateways)
+        self._settler = Settler(meters, self._journal, self._counts, status_of_code)
+        self._gateway = Gateway(order.name, settings, self._settler, self._wake)
+        self._uplink = Uplink(
+            order.control_address, order.name, os.getpid(), self._gateway.replace_routes
+        )
+        rows: list[Row] = []
+        rows += self._make_rows(lambda: rows)
+        hosts = frozenset({*settings.allowed_hosts, settings.host})
+        self._app = Doors(rows, self._authenticator, hosts)
+
+    def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
+        from wherry.doors.inference import InferenceDoor
+        from wherry.doors.openai import OpenAIDoor
+        from wherry.doors.operations import OperationsDoor
+        from wherry.doors.platform import PlatformDoor
+        from wherry.doors.predict import PredictDoor
+
+        settings = self._settings
+        folder = settings.folder
+        registry = Registry(self._database, LocalBlobs(folder / "blobs"), folder)
+        budget = MemoryBudget(settings.memory_limit_mib)
+        platform = PlatformDoor(
+            settings=settings,
+            database=self._database,
+            registry=registry,
+            deployments=Deployments(self._database, registry, budget),
+            keys=Keys.for_folder(self._database, folder),
+            teams=Teams(self._database),
+            ledger=Ledger(self._database, folder / "journal"),
+            budget=budget,
+            gateway=self._gateway,
+            uplink=self._uplink,
+            authenticator=self._authenticator,
+        )
+        doors = [
+            OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
+            OpenAIDoor(self._gateway),
+            InferenceDoor(self._gateway, self._uplink),
+            PredictDoor(self._gateway),
+            platform,
+        ]
+        return [row for door in doors for row in door.rows()]
+
+    def _wake(self, deployment: Any) -> None:
+        self._uplink.wake(deployment)
+
+    async def run(self) -> None:
+        """Serve until told to stop; requests in flight may end."""
+        import uvicorn
+
+        settings = self._settings
+        config = uvicorn.Config(
+            self._app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=True,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            ssl_certfile=settings.tls_cert or None,
+            ssl_keyfile=settings.tls_key or None,
+        )
+        loop = asyncio.get_running_loop()
+        tasks = [
+            loop.create_task(work)
+            for work in (
+                self._gateway.run(),
+                self._uplink.run(),
+                self._authenticator.watch(),
+                self._report_for_ever(),
+            )
+        ]
+        try:
+            await uvicorn.Server(config).serve(sockets=[self._listener])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._gateway.close()
+            await self._journal.close()
+            self._authenticator.close()
+            self._database.close()
+
+    async def _report_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            now = time.monotonic()
+            used = {name: now - at for name, at in self._settler.last_used.items()}
+            counts = msgspec.msgpack.encode(self._counts.snapshot())
+            self._uplink.report(LoadReport(self._gateway.loads(), used, counts))
+
+
+def main() -> None:
+    """Entry of a gateway process; the supervisor starts it, nobody else."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gateway-order-fd", type=int, required=True)
+    parser.add_argument("--listen-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    with os.fdopen(arguments.gateway_order_fd, "rb") as source:
+        order = msgspec.msgpack.decode(source.read(), type=GatewayOrder)
+    die_with_parent(order.supervisor_pid)
+    run_gateway(order, socket.socket(fileno=arguments.listen_fd))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What should run: reading, changing and comparing specs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from wherry import errors
+from wherry.client.schema import (
+    Change,
+    DeploymentSpec,
+    Replicas,
+    Target,
+)
+from wherry.control import store
+from wherry.control.memory import MemoryBudget, memory_of
+from wherry.control.store import Desired
+from wherry.models.registry.registry import Registry, ResolvedVersion
+from wherry.storage.database import Database, add_event
+
+
+class Deployments:
+    """Desired deployments of all teams. Blocking: call it in a thread.
+
+    Args:
+        database: where they are kept.
+        registry: resolves the models they name.
+        budget: refuses what does not fit.
+    """
+
+    def __init__(self, database: Database, registry: Registry, budget: MemoryBudget) -> None:
+        self._database = database
+        self._registry = registry
+        self._budget = budget
+
+    def load(self, team_id: str | None = None) -> list[Desired]:
+        """All, or one team's."""
+        with self._database.read() as connection:
+            return store.load_desired(connection, team_id)
+
+    def find(self, team_id: str, name: str) -> Desired:
+        """One of the team's, or `ModelNotFound`."""
+        for desired in self.load(team_id):
+            if desired.spec.name == name:
+                return desired
+        raise errors.ModelNotFound(f"no deployment {name!r}", hint="wherry ps")
+
+    def resolve(self, desired: Desired) -> list[tuple[ResolvedVersion, int]]:
+        """The versions a spec means now (aliases are followed live), with their weights."""
+        return [
+            (self._registry.version(desired.team_id, target.model), target.weight)
+            for target in targets_of(desired.spec)
+        ]
+
+    def apply(
+        self, team_id: str, specs: list[DeploymentSpec], *, dry_run: bool = False
+    ) -> list[Change]:
+        """Make deployments as the specs say; all of them or, if one is wrong, none.
+
+        Raises:
+            InvalidInput, ModelNotFound, DoesNotFit: naming the deployment.
+        """
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise errors.InvalidInput("a deployment is named twice")
+        existing = {desired.spec.name: desired for desired in self.load(team_id)}
+        changes: list[Change] = []
+        for spec in specs:
+            self._check(team_id, spec)
+            before = existing.get(spec.name)
+            changes.append(_compare(before.spec if before else None, spec))
+        changed = [
+            spec
+            for spec, change in zip(specs, changes, strict=True)
+            if change.action != "none"
+        ]
+        self._check_memory(team_id, changed)
+        if not dry_run:
+            self._save(team_id, changed)
+        return changes
+
+    def change(self, team_id: str, name: str, *, dry_run: bool = False, **fields: Any) -> Change:
+        """Replace some fields of a deployment's spec."""
+        before = self.find(team_id, name).spec
+        spec = msgspec.structs.replace(before, **fields)
+        (change,) = self.apply(team_id, [spec], dry_run=dry_run)
+        return change
+
+    def remove(self, team_id: str, name: str, *, dry_run: bool = False) -> Change:
+        """Stop and forget a deployment."""
+        self.find(team_id, name)
+        if not dry_run:
+            with self._database.write() as connection:
+                store.delete_deployment(connection, team_id, name)
+                add_event(connection, team_id, "deployments", name, "deleted")
+        return Change(deployment=name, action="delete")
+
+    def users_of(self, team_id: str, model: str, number: int | None = None) -> list[str]:
+        """Names of deployments that serve a model (or one version of it) now."""
+        users: list[str] = []
+        for desired in self.load(team_id):
+            for target in targets_of(desired.spec):
+                if target.model.partition("@")[0] != model:
+                    continue
+                if number is None or self._registry.version(team_id, target.model).number == number:
+                    users.append(desired.spec.name)
+        return sorted(set(users))
+
+    # ------------------------------------------------------------------ checks
+
+    def _save(self, team_id: str, specs: list[DeploymentSpec]) -> None:
+        if not specs:
+            return
+        with self._database.write() as connection:
+            for spec in specs:
+                store.save_spec(connection, team_id, spec)
+                add_event(connection, team_id, "deployments", spec.name, "changed")
+
+    def _check(self, team_id: str, spec: DeploymentSpec) -> None:
+        targets = targets_of(spec)
+        if spec.replicas.max < max(1, spec.replicas.min):
+            raise errors.InvalidInput(
+                f"deployment {spec.name!r}: replicas.max is below replicas.min",
+                param="replicas.max",
+            )
+        if spec.idle_seconds and spec.replicas.min:
+            raise errors.InvalidInput(
+                f"deployment {spec.name!r}: idle_seconds needs replicas.min = 0",
+                hint="a deployment with a minimum is never unloaded",
+                param="idle_seconds",
+            )
+        for target in targets:
+            self._registry.version(team_id, target.model)
+
+    def _check_memory(self, team_id: str, changed: list[DeploymentSpec]) -> None:
+        """Refuse what could never run beside all that should run."""
+        replaced = {spec.name for spec in changed}
+        sums: list[tuple[str, int]] = []
+        for desired in self.load():
+            if desired.team_id == team_id and desired.spec.name in replaced:
+                continue
+            try:
+                sums.append((desired.spec.name, self._memory_of(desired.team_id, desired.spec)))
+            except errors.NotFound:
+                continue  # its model was removed: it runs nothing
+        for spec in changed:
+            need = self._memory_of(team_id, spec)
+            self._budget.check(spec.name, need, sums)
+            sums.append((spec.name, need))
+
+    def _memory_of(self, team_id: str, spec: DeploymentSpec) -> int:
+        if spec.stopped:
+            return 0
+        replicas = spec.replicas.min
+        return sum(
+            memory_of(self._registry.version(team_id, target.model)) * replicas
+            for target in targets_of(spec)
+        )
+
+
+def targets_of(spec: DeploymentSpec) -> list[Target]:
+    """The targets of a spec, its `model` shorthand written out.
+
+    Raises:
+        InvalidInput: it names none, or both forms, or a model twice.
+    """
+    if spec.model is not None and spec.targets:
+        raise errors.InvalidInput(
+            f"deployment {spec.name!r} has both `model` and `targets`", hint="use one of them"
+        )
+    targets = [Target(model=spec.model)] if spec.model is not None else spec.targets
+    if not targets:
+        raise errors.InvalidInput(f"deployment {spec.name!r} names no model", param="model")
+    if len({target.model for target in targets}) < len(targets):
+        raise errors.InvalidInput(f"deployment {spec.name!r} names a model twice", param="targets")
+    return targets
+
+
+def scaled(spec: DeploymentSpec, minimum: int, maximum: int | None) -> dict[str, Any]:
+    """Fields of a spec for `scale`: zero replicas means stopped, as the operator expects."""
+    if minimum == 0 and maximum is None and not spec.idle_seconds:
+        return {"stopped": True}
+    top = maximum if maximum is not None else max(1, minimum)
+    return {"stopped": False, "replicas": Replicas(min=minimum, max=top)}
+
+
+def _compare(before: DeploymentSpec | None, after: DeploymentSpec) -> Change:
+    new = _flatten(msgspec.to_builtins(after))
+    old = _flatten(msgspec.to_builtins(before)) if before is not None else {}
+    fields = {
+        name: [old.get(name), new.get(name)]
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+    if before is None:
+        fields = {name: pair for name, pair in fields.items() if pair[1] not in (None, [], {}, 0)}
+        return Change(deployment=after.name, action="create", fields=fields)
+    return Change(deployment=after.name, action="update" if fields else "none", fields=fields)
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict) and item and name != "secrets":
+            flat |= _flatten(item, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = item
+    return flat

@@ -1,0 +1,148 @@
+"""The controller's end of the lines to all gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wherry import errors, frames
+from wherry.frames import Connection, Frame, Kind
+from wherry.gateway.route import EMPTY, Snapshot
+from wherry.gateway.uplink import Join, LoadReport, Question, Told
+from wherry.telemetry import get_logger
+
+log = get_logger("control.hub")
+
+decode_join = msgspec.msgpack.Decoder(Join).decode
+decode_report = msgspec.msgpack.Decoder(LoadReport).decode
+decode_question = msgspec.msgpack.Decoder(Question).decode
+decode_epoch = msgspec.msgpack.Decoder(int).decode
+decode_wake = msgspec.msgpack.Decoder(tuple[str, str]).decode
+
+Ask = Callable[[Question], Awaitable[Any]]
+
+
+class GatewayLine:
+    """One gateway."""
+
+    def __init__(self, hub: Hub, connected: socket.socket) -> None:
+        self._hub = hub
+        self.name = ""
+        self.pid = 0
+        self.acked_epoch = 0
+        self.load: LoadReport | None = None
+        self.connection = Connection(connected, self._on_frame, self._on_close)
+
+    def _on_close(self) -> None:
+        self._hub.forget(self)
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind == Kind.JOIN:
+            join = decode_join(frame.header)
+            self.name, self.pid = join.gateway, join.pid
+            self._hub.welcome(self)
+        elif frame.kind == Kind.ACK:
+            self.acked_epoch = decode_epoch(frame.header)
+            self._hub.on_change()
+        elif frame.kind == Kind.REPORT:
+            self.load = decode_report(frame.payload)
+        elif frame.kind == Kind.WAKE:
+            self._hub.on_wake(*decode_wake(frame.header))
+        elif frame.kind == Kind.NUDGE:
+            self._hub.on_nudge()
+        elif frame.kind == Kind.ASK:
+            self._hub.answer(self, frame.request_id, decode_question(frame.payload))
+
+
+class Hub:
+    """All gateways.
+
+    Args:
+        address: path of the socket, in a 0700 folder.
+        on_change: a gateway came, went or acknowledged.
+        on_nudge: desired state has changed.
+        on_wake: somebody waits for a deployment (team id, name).
+        ask: answers gateways' questions.
+    """
+
+    def __init__(
+        self,
+        address: Path,
+        *,
+        on_change: Callable[[], None],
+        on_nudge: Callable[[], None],
+        on_wake: Callable[[str, str], None],
+        ask: Ask,
+    ) -> None:
+        self.on_change = on_change
+        self.on_nudge = on_nudge
+        self.on_wake = on_wake
+        self._ask = ask
+        self.lines: set[GatewayLine] = set()
+        self._snapshot = EMPTY
+        self._answers: set[asyncio.Task[None]] = set()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(address))
+        address.chmod(0o600)
+        self._listener.listen(64)
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connected, _ = self._listener.accept()
+        except OSError:
+            return
+        GatewayLine(self, connected)
+
+    def welcome(self, line: GatewayLine) -> None:
+        """A gateway joined: it gets what holds now."""
+        self.lines.add(line)
+        self._send_snapshot(line)
+        self.on_change()
+
+    def forget(self, line: GatewayLine) -> None:
+        """A gateway is gone; its acknowledgement is not waited for any more."""
+        self.lines.discard(line)
+        self.on_change()
+
+    def broadcast(self, snapshot: Snapshot) -> None:
+        """Send newer routes to all."""
+        self._snapshot = snapshot
+        for line in self.lines:
+            self._send_snapshot(line)
+
+    def _send_snapshot(self, line: GatewayLine) -> None:
+        line.connection.send(Kind.SNAPSHOT, payload=frames.encode(self._snapshot), now=True)
+
+    def is_acknowledged(self, epoch: int) -> bool:
+        """Whether every live gateway works by this epoch or a later one."""
+        return all(line.acked_epoch >= epoch for line in self.lines)
+
+    def answer(self, line: GatewayLine, number: int, question: Question) -> None:
+        """Find the answer without keeping other frames waiting."""
+        task = asyncio.get_running_loop().create_task(self._answer(line, number, question))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, line: GatewayLine, number: int, question: Question) -> None:
+        try:
+            told = Told(await self._ask(question))
+        except errors.WherryError as error:
+            told = Told(None, error.code, error.message, error.hint)
+        except Exception:  # noqa: BLE001 - a bug here must not take the controller down
+            log.exception("cannot answer a gateway", what=question.what)
+            told = Told(None, "internal", "an unexpected error in the controller")
+        line.connection.send(Kind.ANSWER, number, payload=frames.encode(told))
+
+    def close(self) -> None:
+        """Close all lines."""
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        self._listener.close()
+        for line in list(self.lines):
+            line.connection.close()

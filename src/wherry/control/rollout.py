@@ -1,0 +1,83 @@
+"""Which workers a deployment should have, and which of them take traffic: pure decisions.
+
+Surge first: new versions load beside the old ones, traffic moves when each of them has a worker
+ready, then the old ones drain. Only where memory does not allow both is the old one stopped
+first; requests then wait in the gateways' queues.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from wherry.client.schema import DeploymentSpec
+from wherry.models.registry.registry import ResolvedVersion
+
+WINDOW_SECONDS = 60.0
+MAX_BACKOFF_SECONDS = 30.0
+FREE_CRASHES = 3
+"""Crashes within the window that are answered by an immediate restart."""
+
+
+class Failures:
+    """How often a version failed lately, and how long to wait before the next attempt."""
+
+    def __init__(self) -> None:
+        self._at: list[float] = []
+        self.load_failures = 0
+        self.not_before = 0.0
+        self.cause = ""
+
+    def note(self, now: float, cause: str, *, was_ready: bool) -> None:
+        """A worker ended that should not have."""
+        self.cause = cause
+        self._at = [at for at in self._at if now - at < WINDOW_SECONDS] + [now]
+        if not was_ready:
+            self.load_failures += 1
+        count = self.load_failures if not was_ready else len(self._at) - FREE_CRASHES
+        delay = min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(count - 1, 10)) if count > 0 else 0.0
+        self.not_before = now + delay
+
+    def clear(self) -> None:
+        """A worker became ready: loading works."""
+        self.load_failures = 0
+        if len(self._at) <= FREE_CRASHES:
+            self.not_before = 0.0
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A version that should be served, and its share."""
+
+    version: ResolvedVersion
+    weight: int
+
+    @property
+    def key(self) -> str:
+        """Distinguishes versions, also when a model is removed and made again."""
+        return f"{self.version.model}@{self.version.number}:{self.version.digest}"
+
+
+def choose_routed(
+    wanted: list[str], routed: list[str], ready: dict[str, int]
+) -> list[str]:
+    """Keys of the versions that take traffic now.
+
+    Args:
+        wanted: what the spec asks for.
+        routed: what takes traffic so far.
+        ready: ready workers by version.
+    """
+    if all(ready.get(key) for key in wanted):
+        return wanted
+    still = [key for key in routed if ready.get(key)]
+    return still or wanted
+
+
+def count_replicas(
+    spec: DeploymentSpec, *, is_awake: bool, autoscaled: int
+) -> int:
+    """How many workers each version should have."""
+    if spec.stopped:
+        return 0
+    if spec.replicas.min == 0 and not is_awake:
+        return 0
+    return max(1, spec.replicas.min, min(spec.replicas.max, autoscaled))

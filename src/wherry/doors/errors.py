@@ -1,0 +1,123 @@
+"""Statuses of errors, and their shapes by protocol: the only such tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import msgspec
+
+from wherry import errors
+from wherry.errors import TryLater, WherryError
+
+encode = msgspec.json.Encoder().encode
+
+HTTP_STATUS: dict[type[WherryError], int] = {
+    errors.InvalidInput: 400,
+    errors.ContextLengthExceeded: 400,
+    errors.FormatNotAllowed: 422,
+    errors.TooLarge: 413,
+    errors.NotAuthenticated: 401,
+    errors.NotPermitted: 403,
+    errors.CodeNotAllowed: 403,
+    errors.NotFound: 404,
+    errors.ModelNotFound: 404,
+    errors.Conflict: 409,
+    errors.DoesNotFit: 409,
+    errors.TryLater: 503,
+    errors.QuotaExceeded: 429,
+    errors.Overloaded: 503,
+    errors.NotReady: 503,
+    errors.Unavailable: 503,
+    errors.TimedOut: 504,
+    errors.Cancelled: 499,
+    errors.ModelFailed: 500,
+    errors.WorkerLost: 502,
+    errors.UpstreamFailed: 502,
+    errors.MissingExtra: 501,
+    errors.Internal: 500,
+    errors.WherryError: 500,
+}
+
+_status_by_code = {kind.code: status for kind, status in reversed(HTTP_STATUS.items())}
+
+Rendered = tuple[int, bytes, dict[str, str]]
+"""Status, JSON body, headers."""
+Renderer = Callable[[WherryError, str], Rendered]
+"""An error and the request id → what this protocol's clients can read."""
+
+
+def status_of_code(code: str) -> int:
+    """Status by an error's code; 500 for one we do not know."""
+    return _status_by_code.get(code, 500)
+
+
+def status_of(error: WherryError) -> int:
+    """Status by an error's class."""
+    return HTTP_STATUS[type(error)]
+
+
+def retry_headers(error: WherryError) -> dict[str, str]:
+    """`Retry-After` in whole seconds, where repeating helps."""
+    if isinstance(error, TryLater):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_seconds)))}
+    return {}
+
+
+_OPENAI_TYPE = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+_OPENAI_CODE = {
+    "not_authenticated": "invalid_api_key",
+    "invalid_input": None,
+}
+
+
+def render_openai(error: WherryError, request_id: str) -> Rendered:
+    """`{"error": {message, type, param, code}}`, all four keys always."""
+    status = status_of(error)
+    if status == 422:
+        status = 400
+    # the SDKs repeat a 409; a mistake of the client stays one
+    if status == 409:
+        status = 400
+    return status, encode({"error": openai_error(error, status)}), retry_headers(error)
+
+
+def openai_error(error: WherryError, status: int) -> dict[str, str | None]:
+    """The error object itself, also for the last event of a stream."""
+    kind = _OPENAI_TYPE.get(status, "invalid_request_error" if status < 500 else "server_error")
+    code = _OPENAI_CODE.get(error.code, error.code)
+    return {"message": error.text, "type": kind, "param": error.param, "code": code}
+
+
+def render_inference(error: WherryError, request_id: str) -> Rendered:
+    """`{"error": "text"}`: Open Inference clients read nothing else."""
+    status = status_of(error)
+    return 400 if status == 422 else status, encode({"error": error.text}), retry_headers(error)
+
+
+def render_platform(error: WherryError, request_id: str) -> Rendered:
+    """`{"error": {code, message, hint, request_id}}`."""
+    body = {
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "request_id": request_id,
+        }
+    }
+    if error.param:
+        body["error"]["param"] = error.param
+    return status_of(error), encode(body), retry_headers(error)
+
+
+def renderer_of_path(path: str) -> Renderer:
+    """The shape for paths that match no row."""
+    if path.startswith("/v1"):
+        return render_openai
+    if path.startswith("/v2"):
+        return render_inference
+    return render_platform

@@ -1,0 +1,172 @@
+"""From a door's envelope to an HTTP answer: what all inference doors do alike."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator, Callable
+
+from wherry import errors
+from wherry.doors.route import Inquiry, Response
+from wherry.gateway.admit import Inbound
+from wherry.gateway.exchange import Answer, Exchange
+from wherry.gateway.predict import Gateway
+
+WATCH_AFTER_SECONDS = 0.05
+"""Requests this old are watched for a client that leaves; quicker ones are not worth a task."""
+MAX_TIMEOUT_SECONDS = 86_400.0
+WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
+
+SSE_HEADERS = {
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+ErrorEvent = Callable[[errors.WherryError], bytes]
+"""The last event of a stream that fails after it has begun."""
+
+
+async def invoke(
+    gateway: Gateway,
+    inquiry: Inquiry,
+    *,
+    door: str,
+    deployment: str,
+    codec: str,
+    body: bytes,
+    version: str = "",
+    forward: tuple[str, ...] = (),
+    stream: bool = False,
+    tokens_bound: int = 0,
+    error_event: ErrorEvent | None = None,
+) -> Response:
+    """Send a request through the gateway and answer with what the worker encoded.
+
+    Raises:
+        WherryError: it was refused or failed before anything was sent.
+    """
+    headers = inquiry.headers
+    inbound = Inbound(
+        door=door,
+        request_id=inquiry.id,
+        principal=inquiry.principal,
+        deployment=deployment,
+        version=version,
+        codec=codec,
+        body=body,
+        headers={name: headers[name] for name in forward if name in headers},
+        stream=stream,
+        tokens_bound=tokens_bound,
+        timeout_seconds=_timeout(headers.get("x-request-timeout-seconds")),
+        wait_seconds=_wait(headers.get("prefer")),
+    )
+    exchange = gateway.predict(inbound)
+    watch = _Watch(gateway, inquiry, exchange)
+    if stream:
+        try:
+            await exchange.first()
+        except BaseException:
+            watch.stop()
+            raise
+        return Response(
+            _events(exchange, watch, error_event),
+            content_type="text/event-stream",
+            headers={**SSE_HEADERS, **answer_headers(gateway, exchange)},
+        )
+    try:
+        answer = await exchange.answer()
+    except asyncio.CancelledError:
+        gateway.cancel(exchange)
+        raise
+    finally:
+        watch.stop()
+    return _unary(gateway, exchange, answer)
+
+
+def _unary(gateway: Gateway, exchange: Exchange, answer: Answer) -> Response:
+    headers = answer_headers(gateway, exchange)
+    outcome = answer.outcome
+    if outcome.headers:
+        headers |= outcome.headers
+    queued, ran = outcome.queued_us / 1000, outcome.run_us / 1000
+    headers["server-timing"] = f"queue;dur={queued:.2f}, run;dur={ran:.2f}"
+    headers["openai-processing-ms"] = str(math.ceil(queued + ran))
+    usage = exchange.usage
+    headers["x-wherry-units"] = (
+        f"input_tokens={usage.input_tokens}, output_tokens={usage.output_tokens}, "
+        f"rows={usage.rows}"
+    )
+    return Response(answer.body, 200, outcome.content_type, headers)
+
+
+def answer_headers(gateway: Gateway, exchange: Exchange) -> dict[str, str]:
+    """Which version answers, and what the key has left."""
+    headers = gateway.settler.limit_headers(exchange.principal)
+    if exchange.version is not None:
+        headers["x-wherry-version"] = exchange.version.key
+    return headers
+
+
+async def _events(
+    exchange: Exchange, watch: _Watch, error_event: ErrorEvent | None
+) -> AsyncIterator[bytes | memoryview]:
+    try:
+        async for chunk in exchange.chunks():
+            yield chunk
+    except errors.WherryError as error:
+        if error_event is not None and not isinstance(error, errors.Cancelled):
+            yield error_event(error)
+    finally:
+        watch.end()
+
+
+class _Watch:
+    """Cancels the work of a client that leaves."""
+
+    def __init__(self, gateway: Gateway, inquiry: Inquiry, exchange: Exchange) -> None:
+        self._gateway = gateway
+        self._inquiry = inquiry
+        self._exchange = exchange
+        self._task: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._start)
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        await self._inquiry.wait_for_disconnect()
+        self._gateway.cancel(self._exchange)
+
+    def stop(self) -> None:
+        """The answer is there (or will not come)."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def end(self) -> None:
+        """The stream is over, or its reader is gone: nothing may go on unread."""
+        self.stop()
+        self._gateway.cancel(self._exchange)
+
+
+def _timeout(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise errors.InvalidInput(
+            f"x-request-timeout-seconds must be between 0 and {MAX_TIMEOUT_SECONDS:.0f}"
+        )
+    return seconds
+
+
+def _wait(prefer: str | None) -> float | None:
+    if not prefer:
+        return None
+    found = WAIT.search(prefer)
+    return float(found[1]) if found else None

@@ -1,0 +1,165 @@
+"""OpenAI's API: models, chat completions, completions, embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from wherry import errors
+from wherry.doors.errors import encode, openai_error, render_openai, status_of
+from wherry.doors.invoke import invoke
+from wherry.doors.route import Inquiry, Response, Row, json_response
+from wherry.gateway.admit import find_deployment
+from wherry.gateway.predict import Gateway
+from wherry.gateway.route import DeploymentRoute
+
+JSON = ("application/json", "text/json", "application/x-www-form-urlencoded+json")
+DEFAULT_TOKENS = 512
+"""Reserved for an answer whose request names no maximum."""
+BYTES_PER_TOKEN = 3
+"""A cautious guess: a limit on tokens reserves body bytes divided by this for the prompt."""
+
+
+class Envelope(msgspec.Struct):
+    """The few fields that the gateway reads of any OpenAI body; the worker reads the rest."""
+
+    model: str
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+
+    def tokens_bound(self, size: int) -> int:
+        """Most tokens the request can cost."""
+        asked = self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS
+        return max(0, asked) * max(1, self.n or 1) + size // BYTES_PER_TOKEN
+
+
+class Model(msgspec.Struct):
+    """An entry of `GET /v1/models`."""
+
+    id: str
+    created: int
+    owned_by: str
+    task: str = ""
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct):
+    """What `GET /v1/models` answers."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+decode_envelope = msgspec.json.Decoder(Envelope).decode
+
+
+class OpenAIDoor:
+    """Rows of the API."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def rows(self) -> list[Row]:
+        """The table."""
+        return [
+            self._get("/v1/models", self.models, "Deployments this key may call", ModelList),
+            self._get("/v1/models/{name:path}", self.model, "One deployment", Model),
+            self._post("/v1/chat/completions", self.chat, "Chat, streaming or not"),
+            self._post("/v1/completions", self.completions, "Complete a text"),
+            self._post("/v1/embeddings", self.embeddings, "Vectors of texts"),
+        ]
+
+    def _get(self, path: str, handler: Any, summary: str, answer: Any) -> Row:
+        return Row(
+            method="GET",
+            path=path,
+            permission="any",
+            handler=handler,
+            summary=summary,
+            render=render_openai,
+            answer=answer,
+            tag="openai",
+        )
+
+    def _post(self, path: str, handler: Any, summary: str) -> Row:
+        return Row(
+            method="POST",
+            path=path,
+            permission="invoke",
+            handler=handler,
+            summary=summary,
+            render=render_openai,
+            request=dict,
+            answer=dict,
+            tag="openai",
+            body_limit=self._gateway.settings.max_body_bytes,
+            content_types=JSON,
+            streams=not path.endswith("embeddings"),
+        )
+
+    async def models(self, inquiry: Inquiry) -> Response:
+        """Every deployment of the key's team that it may call."""
+        principal = inquiry.principal
+        deployments = self._gateway.routes.of_team(principal.team_id)
+        found = [_model(each) for each in deployments if principal.can_call(each.name)]
+        return json_response(ModelList(found))
+
+    async def model(self, inquiry: Inquiry) -> Response:
+        """One deployment, 404 if there is none."""
+        name = inquiry.params["name"]
+        deployment, _ = find_deployment(self._gateway.routes, inquiry.principal, name)
+        return json_response(_model(deployment, name))
+
+    async def chat(self, inquiry: Inquiry) -> Response:
+        """Chat completion."""
+        return await self._invoke(inquiry, "openai.chat")
+
+    async def completions(self, inquiry: Inquiry) -> Response:
+        """Text completion."""
+        return await self._invoke(inquiry, "openai.completions")
+
+    async def embeddings(self, inquiry: Inquiry) -> Response:
+        """Embeddings."""
+        return await self._invoke(inquiry, "openai.embeddings")
+
+    async def _invoke(self, inquiry: Inquiry, codec: str) -> Response:
+        body = await inquiry.body()
+        envelope = read_envelope(body)
+        return await invoke(
+            self._gateway,
+            inquiry,
+            door="openai",
+            deployment=envelope.model,
+            codec=codec,
+            body=body,
+            stream=bool(envelope.stream) and codec != "openai.embeddings",
+            tokens_bound=envelope.tokens_bound(len(body)),
+            error_event=_error_event,
+        )
+
+
+def read_envelope(body: bytes) -> Envelope:
+    """Model, stream and token bounds; `InvalidInput` names the wrong field."""
+    try:
+        return decode_envelope(body)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        param = text.rpartition("`$.")[2].rstrip("`") if "`$." in text else None
+        if "missing required field `model`" in text:
+            param = "model"
+        raise errors.InvalidInput(text, param=param) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.InvalidInput(f"the body is not valid JSON: {error}") from error
+
+
+def _error_event(error: errors.WherryError) -> bytes:
+    """After the first byte there is no status: the SDKs raise on a chunk with `error`."""
+    return b"data: " + encode({"error": openai_error(error, status_of(error))}) + b"\n\n"
+
+
+def _model(deployment: DeploymentRoute, name: str = "") -> Model:
+    task = deployment.versions[0].task if deployment.versions else ""
+    return Model(name or deployment.name, int(deployment.created_at), deployment.team, task)

@@ -1,0 +1,44 @@
+"""`POST /predict/{deployment}`: one plain JSON object in, one out; for the simplest clients."""
+
+from __future__ import annotations
+
+from wherry.doors.errors import render_platform
+from wherry.doors.invoke import invoke
+from wherry.doors.route import Inquiry, Response, Row
+from wherry.gateway.predict import Gateway
+
+
+class PredictDoor:
+    """The one row."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def rows(self) -> list[Row]:
+        """The table."""
+        return [
+            Row(
+                method="POST",
+                path="/predict/{name:path}",
+                permission="invoke",
+                handler=self.predict,
+                summary='One text, picture or table row: `{"text": …}`, `{"image": …}`, `{"row": …}`',
+                render=render_platform,
+                request=dict,
+                answer=dict,
+                tag="predict",
+                body_limit=self._gateway.settings.max_body_bytes,
+            )
+        ]
+
+    async def predict(self, inquiry: Inquiry) -> Response:
+        """Answer one plain object."""
+        return await invoke(
+            self._gateway,
+            inquiry,
+            door="predict",
+            deployment=inquiry.params["name"],
+            codec="predict",
+            body=await inquiry.body(),
+            forward=("content-type",),
+        )

@@ -1,0 +1,370 @@
+"""A door is a table of rows; this file turns rows into routes, and holds what all doors share.
+
+A row names method, path, permission, types and handler. Authorisation, OpenAPI and docs come from
+it. A row without a permission cannot be made: there is no default. Permission is decided on the
+row that matched, never on the text of a URL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from wherry import __version__, errors
+from wherry.accounts.keys import Principal
+from wherry.doors.errors import Renderer, renderer_of_path
+from wherry.gateway.authenticate import Authenticator
+from wherry.telemetry import get_logger, request_id
+
+log = get_logger("doors")
+
+Permission = Literal["open", "invoke", "publish", "operate", "admin", "any"]
+"""`open` needs no key; `any` needs a key with any scope; the others need that scope."""
+
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
+HOST = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?$")
+
+
+class Response(msgspec.Struct):
+    """What a handler answers; `body` may be a stream of finished pieces."""
+
+    body: bytes | bytearray | memoryview | AsyncIterator[bytes | memoryview] = b""
+    status: int = 200
+    content_type: str = "application/json"
+    headers: dict[str, str] = {}
+
+
+class Inquiry:
+    """One HTTP request as a handler sees it."""
+
+    __slots__ = (
+        "_receive",
+        "address",
+        "body_limit",
+        "headers",
+        "id",
+        "is_disconnected",
+        "method",
+        "params",
+        "principal",
+        "query",
+        "scope",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, headers: dict[str, str]) -> None:
+        self.scope = scope
+        self._receive = receive
+        self.headers = headers
+        self.id = request_id()
+        self.method: str = scope["method"]
+        self.params: Mapping[str, str] = scope.get("path_params", {})
+        self.principal: Principal = None  # type: ignore[assignment]  # set by the row's check
+        self.is_disconnected = False
+        client = scope.get("client")
+        self.address: str = client[0] if client else ""
+        self.body_limit = 0
+        self.query = _parse_query(scope.get("query_string", b""))
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            TooLarge: over the limit; it is not read to its end.
+            Cancelled: the client went away.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self.stream():
+            size += len(piece)
+            if size > self.body_limit:
+                raise _too_large(self.body_limit)
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The body in pieces, as they come; the caller bounds them."""
+        length = self.headers.get("content-length")
+        if length is not None and self.body_limit and int(length) > self.body_limit:
+            raise _too_large(self.body_limit)
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.is_disconnected = True
+                raise errors.Cancelled("the client went away")
+            piece = message.get("body", b"")
+            if piece:
+                yield piece
+            if not message.get("more_body", False):
+                return
+
+    async def wait_for_disconnect(self) -> None:
+        """Return when the client has gone; only after the body was read."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.is_disconnected = True
+                return
+
+
+Handler = Callable[[Inquiry], Awaitable[Response]]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a door's table."""
+
+    method: str
+    path: str
+    permission: Permission
+    handler: Handler
+    summary: str
+    render: Renderer
+    request: Any = None
+    """Type of the body, for OpenAPI; None = no body."""
+    answer: Any = None
+    """Type of the answer, for OpenAPI."""
+    tag: str = ""
+    body_limit: int = 1 << 20
+    content_types: tuple[str, ...] = ()
+    """Accepted media types of the body; empty = not checked. An absent one is accepted."""
+    status: int = 200
+    streams: bool = False
+
+
+class Doors:
+    """All rows, as one ASGI application.
+
+    Args:
+        rows: of all doors.
+        authenticator: decides who calls.
+        allowed_hosts: names besides loopback that requests may carry in `Host`; `*` = any.
+    """
+
+    def __init__(
+        self, rows: list[Row], authenticator: Authenticator, allowed_hosts: frozenset[str]
+    ) -> None:
+        self.rows = rows
+        self._authenticator = authenticator
+        self._hosts = LOOPBACK_NAMES | {host.lower() for host in allowed_hosts}
+        self._any_host = "*" in allowed_hosts
+        by_path: dict[str, dict[str, Row]] = {}
+        for row in rows:
+            by_path.setdefault(row.path, {})[row.method] = row
+        routes = [
+            Route(path, endpoint=_Endpoint(self, methods)) for path, methods in by_path.items()
+        ]
+        self._app = Starlette(routes=routes)
+        self._app.router.redirect_slashes = False
+        self._app.router.default = self._not_found
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        await self._app.router(scope, receive, send)
+
+    async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inquiry = Inquiry(scope, receive, {})
+        error = errors.NotFound(
+            f"no endpoint {scope['method']} {scope['path'][:200]!r}", hint="GET /docs lists them"
+        )
+        render = renderer_of_path(scope["path"])
+        await _send_error(send, inquiry, render, error)
+
+    async def serve(
+        self, methods: Mapping[str, Row], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Check host, method and key, call the handler, send what it answers."""
+        row = methods.get(scope["method"])
+        any_row = row or next(iter(methods.values()))
+        inquiry: Inquiry | None = None
+        try:
+            headers = _read_headers(scope)
+            inquiry = Inquiry(scope, receive, headers)
+            if row is None and scope["method"] == "HEAD" and "GET" in methods:
+                row = methods["GET"]
+            self._check_host(headers)
+            if row is None:
+                await _send_error(
+                    send, inquiry, any_row.render, _method_not_allowed(scope["method"], methods), 405,
+                    {"allow": ", ".join(sorted(methods))},
+                )
+                return
+            inquiry.body_limit = row.body_limit
+            if row.permission != "open":
+                inquiry.principal = await self._authenticator.authenticate(scope["headers"], inquiry.address)
+                _check_permission(inquiry.principal, row.permission)
+            _check_content_type(row, headers)
+            response = await row.handler(inquiry)
+        except (errors.Cancelled, ClientDisconnect):
+            return
+        except errors.WherryError as error:
+            inquiry = inquiry or Inquiry(scope, receive, {})
+            await _send_error(send, inquiry, any_row.render, error)
+            return
+        except Exception:  # noqa: BLE001 - the edge: a bug is logged whole, told without detail
+            inquiry = inquiry or Inquiry(scope, receive, {})
+            log.exception("unexpected error", request_id=inquiry.id, path=scope["path"][:200])
+            bug = errors.Internal("an unexpected error", hint="give the operator the request id")
+            await _send_error(send, inquiry, any_row.render, bug)
+            return
+        await _send_response(send, inquiry, response)
+
+    def _check_host(self, headers: Mapping[str, str]) -> None:
+        """Refuse foreign names, so that a web page cannot rebind its name to us."""
+        host = headers.get("host", "")
+        if not HOST.match(host):
+            raise errors.InvalidInput("the Host header is missing or malformed")
+        if self._any_host:
+            return
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if name.lower() not in self._hosts:
+            raise errors.NotPermitted(
+                f"requests for host {name[:100]!r} are not served here",
+                hint="the operator can list it in allowed_hosts (WHERRY_ALLOWED_HOSTS)",
+            )
+
+
+class _Endpoint:
+    """One path: an ASGI application, so that Starlette adds nothing around it."""
+
+    def __init__(self, doors: Doors, methods: Mapping[str, Row]) -> None:
+        self._doors = doors
+        self._methods = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._doors.serve(self._methods, scope, receive, send)
+
+
+# ------------------------------------------------------------------------------ checks
+
+
+def _read_headers(scope: Scope) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1")
+        if key in headers and key in ("host", "content-length", "content-type"):
+            raise errors.InvalidInput(f"the header {key!r} occurs twice")
+        headers[key] = value.decode("latin-1")
+    length = headers.get("content-length")
+    if length is not None and not (length.isascii() and length.isdigit()):
+        raise errors.InvalidInput("the Content-Length header is malformed")
+    return headers
+
+
+def _check_permission(principal: Principal, permission: Permission) -> None:
+    if permission != "any" and permission != "open":
+        principal.require(permission)
+
+
+def _check_content_type(row: Row, headers: Mapping[str, str]) -> None:
+    if not row.content_types:
+        return
+    given = headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if given and given not in row.content_types:
+        raise errors.InvalidInput(
+            f"content type {given[:100]!r} is not understood here",
+            hint="send " + " or ".join(row.content_types),
+        )
+    if "content-encoding" in headers and row.tag != "inference":
+        raise errors.InvalidInput("compressed bodies are not accepted here")
+
+
+def _method_not_allowed(method: str, methods: Mapping[str, Row]) -> errors.WherryError:
+    return errors.InvalidInput(
+        f"method {method[:20]!r} is not allowed here", hint="allowed: " + ", ".join(sorted(methods))
+    )
+
+
+def _too_large(limit: int) -> errors.TooLarge:
+    return errors.TooLarge(f"the body is larger than {limit} bytes", hint="send less at once")
+
+
+def _parse_query(text: bytes) -> dict[str, str]:
+    if not text:
+        return {}
+    from urllib.parse import parse_qsl
+
+    try:
+        return dict(parse_qsl(text.decode("ascii"), max_num_fields=50))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise errors.InvalidInput("the query string is malformed") from error
+
+
+# ------------------------------------------------------------------------------ answers
+
+
+def _raw_headers(inquiry: Inquiry, content_type: str, extra: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b"content-type", content_type.encode("latin-1")),
+        (b"x-request-id", inquiry.id.encode("latin-1")),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    for name, value in extra.items():
+        headers.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
+    return headers
+
+
+async def _send_error(
+    send: Send,
+    inquiry: Inquiry,
+    render: Renderer,
+    error: errors.WherryError,
+    status: int | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    rendered_status, body, headers = render(error, inquiry.id)
+    if extra:
+        headers |= extra
+    if rendered_status == 401:
+        headers["www-authenticate"] = 'Bearer realm="wherry"'
+    if rendered_status == 413:
+        headers["connection"] = "close"
+    await _send_whole(send, inquiry, status or rendered_status, body, "application/json", headers)
+
+
+async def _send_whole(
+    send: Send,
+    inquiry: Inquiry,
+    status: int,
+    body: bytes | bytearray | memoryview,
+    content_type: str,
+    extra: Mapping[str, str],
+) -> None:
+    headers = _raw_headers(inquiry, content_type, extra)
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if inquiry.method == "HEAD":
+        body = b""
+    await send({"type": "http.response.body", "body": bytes(body) if isinstance(body, memoryview) else body})
+
+
+async def _send_response(send: Send, inquiry: Inquiry, response: Response) -> None:
+    body = response.body
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        await _send_whole(
+            send, inquiry, response.status, body, response.content_type, response.headers
+        )
+        return
+    headers = _raw_headers(inquiry, response.content_type, response.headers)
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    async for piece in body:
+        await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+encode_json = msgspec.json.Encoder().encode
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer struct as JSON."""
+    return Response(encode_json(value), status, headers=headers or {})
+
+
+SERVER = f"wherry/{__version__}"

@@ -1,0 +1,381 @@
+"""What gateway and worker say to each other: frames over a Unix or TCP stream.
+
+A frame is a fixed prefix, a msgpack header and a raw payload that is never copied into the
+header:
+
+    u32 bytes that follow the prefix | u8 kind | u8 flags (0) | u16 header bytes | u64 request id
+
+Invariants that both sides rely on:
+
+* Every REQUEST is answered by exactly one final frame (RESULT, END or FAILURE) on the same
+  connection, also when it was cancelled. The gateway counts these as returned credits, so a
+  slot belongs to the computation, not to the waiter.
+* STARTED leaves the worker before the model sees the request. A connection that closes without
+  STARTED for a request has not executed it.
+* Kinds that a side does not know are ignored; VERSION is checked in the hello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import hashlib
+import hmac
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+VERSION = 1
+PREFIX = struct.Struct("<IBBHQ")
+MAX_FRAME_BYTES = 1 << 31
+COALESCE_BYTES = 64 << 10
+"""Frames up to this size are joined per loop tick; larger ones are sent as they are (joining
+large ones is measurably harmful: the copies serialise)."""
+READ_BYTES = 64 << 10
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+class Kind(enum.IntEnum):
+    """What a frame means."""
+
+    HELLO = 1
+    CHALLENGE = 2
+    PROOF = 3
+    READY = 4
+    REQUEST = 10
+    CANCEL = 11
+    STARTED = 12
+    RESULT = 13
+    CHUNK = 14
+    END = 15
+    FAILURE = 16
+    PING = 20
+    PONG = 21
+    # between gateway and controller
+    JOIN = 30
+    SNAPSHOT = 31
+    ACK = 32
+    REPORT = 33
+    WAKE = 34
+    ASK = 35
+    ANSWER = 36
+    NUDGE = 37
+
+
+class Usage(msgspec.Struct, array_like=True):
+    """What one answer cost, in the task's own units; never negative."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    rows: int = 0
+    """Texts, pictures or table rows answered."""
+
+    def __add__(self, other: Usage) -> Usage:
+        """Sum of two usages, unit by unit."""
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.rows + other.rows,
+        )
+
+
+class Call(msgspec.Struct, array_like=True):
+    """Header of REQUEST: what the door knows of a request, beside its body."""
+
+    codec: str
+    """A name of `wherry.models.codecs.catalog`."""
+    request_id: str
+    deployment: str
+    """The name the client used, for echoing in the answer."""
+    version: str
+    """Number of the version that serves the request, as text."""
+    created: int
+    """Unix time, seconds."""
+    headers: dict[str, str] = {}
+    """The few headers the door's row forwards, names in lower case."""
+    stream: bool = False
+    tenant: str = ""
+    """Opaque id; runtimes may keep caches only within one tenant."""
+    max_body_bytes: int = 64 << 20
+    """Cap for a decompressed body."""
+    max_tokens: int = 0
+    """The deployment's cap for generated tokens per answer; 0 = the model's own."""
+    deadline_ms: int = 120_000
+    """Time that remains, not a clock reading."""
+
+
+class Outcome(msgspec.Struct, array_like=True):
+    """Header of RESULT and END."""
+
+    usage: Usage
+    content_type: str = "application/json"
+    headers: dict[str, str] = {}
+    queued_us: int = 0
+    """Time between arrival in the worker and start."""
+    run_us: int = 0
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """Header of FAILURE: an error of `wherry.errors`, and what was spent all the same."""
+
+    code: str
+    message: str
+    hint: str = ""
+    param: str | None = None
+    retry_after_seconds: float = 0.0
+    usage: Usage = msgspec.field(default_factory=Usage)
+
+
+class Hello(msgspec.Struct, array_like=True):
+    """Gateway to worker: I ask to talk."""
+
+    version: int
+    gateway: str
+    nonce: bytes
+
+
+class Challenge(msgspec.Struct, array_like=True):
+    """Worker to gateway: proof of the shared token, and a nonce for yours."""
+
+    version: int
+    worker: str
+    nonce: bytes
+    proof: bytes
+
+
+class Proof(msgspec.Struct, array_like=True):
+    """Gateway to worker: proof of the shared token."""
+
+    proof: bytes
+
+
+class Ready(msgspec.Struct, array_like=True):
+    """Worker to gateway: how much may be in flight on this connection."""
+
+    credits: int
+    credit_bytes: int
+
+
+class Pong(msgspec.Struct, array_like=True):
+    """Worker to gateway: whether the executor makes progress."""
+
+    finished: int
+    """Batches or streams finished since start."""
+    busy_ms: int
+    """Age of the batch that runs now; 0 when idle."""
+    waiting: int
+
+
+def prove(token: bytes, role: str, worker: str, theirs: bytes, ours: bytes) -> bytes:
+    """HMAC by which one side shows that it holds the worker's token."""
+    message = b"|".join((role.encode(), worker.encode(), theirs, ours))
+    return hmac.digest(token, message, hashlib.sha256)
+
+
+def pack(kind: Kind, request_id: int = 0, header: Any = None) -> bytes:
+    """Bytes of a frame without payload."""
+    head = b"" if header is None else encode(header)
+    return PREFIX.pack(len(head), kind, 0, len(head), request_id) + head
+
+
+class Frame:
+    """One frame as received; `payload` is a view that lives as long as the frame."""
+
+    __slots__ = ("header", "kind", "payload", "request_id")
+
+    def __init__(self, kind: int, request_id: int, header: memoryview, payload: memoryview):
+        self.kind = kind
+        self.request_id = request_id
+        self.header = header
+        self.payload = payload
+
+
+class Connection:
+    """A stream socket that carries frames, on the running loop.
+
+    It reads and writes the socket itself instead of through a transport: when the peer has died,
+    a transport that fails to write throws away what the kernel still holds for reading, and with
+    it STARTED frames and finished answers. Here a failed write only stops writing; reading goes
+    on until end of file, and only then `on_close` is called (once, from the loop).
+    """
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        on_frame: Callable[[Frame], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._loop = asyncio.get_running_loop()
+        self._on_frame = on_frame
+        self._on_close = on_close
+        self._pending = b""
+        self._large: bytearray | None = None
+        self._large_filled = 0
+        self._out: list[bytes | bytearray | memoryview] = []
+        self.unsent_bytes = 0
+        self._flush_scheduled = False
+        self._writer_added = False
+        self._write_failed = False
+        self.closed = False
+        self._loop.add_reader(connected.fileno(), self._readable)
+
+    # -------------------------------------------------------------------------- sending
+
+    def send(
+        self,
+        kind: Kind,
+        request_id: int = 0,
+        header: Any = None,
+        payload: bytes | bytearray | memoryview = b"",
+        *,
+        now: bool = False,
+    ) -> None:
+        """Queue a frame; it leaves at the end of this loop tick, or at once with `now`."""
+        if self.closed or self._write_failed:
+            return
+        head = b"" if header is None else encode(header)
+        payload_bytes = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+        self._out.append(
+            PREFIX.pack(len(head) + payload_bytes, kind, 0, len(head), request_id) + head
+        )
+        self.unsent_bytes += PREFIX.size + len(head) + payload_bytes
+        if payload_bytes:
+            self._out.append(payload)
+        if now or payload_bytes > COALESCE_BYTES:
+            self._flush()
+        elif not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush_tick)
+
+    def _flush_tick(self) -> None:
+        self._flush_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._writer_added or self.closed:
+            return
+        while self._out:
+            try:
+                sent = self._send_some()
+            except (BlockingIOError, InterruptedError):
+                self._writer_added = True
+                self._loop.add_writer(self._socket.fileno(), self._writable)
+                return
+            except OSError:
+                # the peer is gone; what it sent before is still to be read
+                self._write_failed = True
+                self._out.clear()
+                self.unsent_bytes = 0
+                return
+            self._drop_sent(sent)
+
+    def _send_some(self) -> int:
+        if self.unsent_bytes <= COALESCE_BYTES and len(self._out) > 1:
+            self._out = [b"".join(self._out)]
+        if len(self._out) == 1:
+            return self._socket.send(self._out[0])
+        return self._socket.sendmsg(self._out[:256])
+
+    def _drop_sent(self, sent: int) -> None:
+        self.unsent_bytes -= sent
+        done = 0
+        for piece in self._out:
+            size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
+            if sent < size:
+                if sent:
+                    self._out[done] = memoryview(piece)[sent:]
+                break
+            sent -= size
+            done += 1
+        del self._out[:done]
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._socket.fileno())
+        self._writer_added = False
+        self._flush()
+
+    # -------------------------------------------------------------------------- receiving
+
+    def _readable(self) -> None:
+        try:
+            if self._large is not None:
+                self._read_large()
+                return
+            data = self._socket.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._parse(self._pending + data if self._pending else data)
+
+    def _parse(self, data: bytes) -> None:
+        view = memoryview(data)
+        position, end = 0, len(data)
+        while end - position >= PREFIX.size:
+            length, kind, _, header_bytes, request_id = PREFIX.unpack_from(data, position)
+            if length > MAX_FRAME_BYTES or header_bytes > length:
+                self.close()
+                return
+            start = position + PREFIX.size
+            if end - start < length:
+                if length > READ_BYTES:
+                    self._begin_large(view[position:], PREFIX.size + length)
+                    return
+                break
+            header_end = start + header_bytes
+            position = start + length
+            self._on_frame(
+                Frame(kind, request_id, view[start:header_end], view[header_end:position])
+            )
+            if self.closed:
+                return
+        self._pending = data[position:] if position < end else b""
+
+    def _begin_large(self, begun: memoryview, total_bytes: int) -> None:
+        # allocate once at the final size, so a 4 MB tensor is copied by the kernel only
+        self._pending = b""
+        self._large = bytearray(total_bytes)
+        self._large[: len(begun)] = begun
+        self._large_filled = len(begun)
+
+    def _read_large(self) -> None:
+        large = self._large
+        assert large is not None
+        count = self._socket.recv_into(memoryview(large)[self._large_filled :])
+        if count == 0:
+            self.close()
+            return
+        self._large_filled += count
+        if self._large_filled < len(large):
+            return
+        self._large = None
+        _, kind, _, header_bytes, request_id = PREFIX.unpack_from(large)
+        view = memoryview(large)
+        split = PREFIX.size + header_bytes
+        self._on_frame(Frame(kind, request_id, view[PREFIX.size : split], view[split:]))
+
+    def close(self) -> None:
+        """Stop reading and writing; `on_close` is called once."""
+        if self.closed:
+            return
+        self.closed = True
+        self._out.clear()
+        self._loop.remove_reader(self._socket.fileno())
+        if self._writer_added:
+            self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._on_close()
+
+    def close_when_sent(self) -> None:
+        """Send what is queued without waiting for the reader, then close."""
+        self._flush()
+        self.close()

@@ -1,0 +1,119 @@
+"""Whether a request may enter: name, rights, sizes, load. Cheapest checks first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from wherry import errors
+from wherry.accounts.keys import Principal
+from wherry.gateway.route import DeploymentRoute, Routes, split_name
+
+
+class Inbound(msgspec.Struct, kw_only=True):
+    """A request as its door's row understood it: the envelope, and the body as it came."""
+
+    door: str
+    """For the journal: `openai`, `inference`, `predict` …"""
+    request_id: str
+    principal: Principal
+    deployment: str
+    """As the client wrote it: `name`, `name@version` or `team/name`."""
+    version: str = ""
+    codec: str
+    body: bytes
+    headers: dict[str, str] = {}
+    """Those the codec needs, in lower case."""
+    stream: bool = False
+    tokens_bound: int = 0
+    """Most tokens it can cost; the key's limit reserves so many."""
+    timeout_seconds: float | None = None
+    wait_seconds: float | None = None
+    """How long the client waits for a model that is not loaded (`Prefer: wait=…`)."""
+
+
+def find_deployment(
+    routes: Routes, principal: Principal, name: str
+) -> tuple[DeploymentRoute, str]:
+    """The deployment and the version that a name means to this key.
+
+    Raises:
+        ModelNotFound: no such deployment in the key's team.
+        NotPermitted: the key is restricted to other deployments.
+    """
+    bare, version = split_name(name)
+    found = routes.find(principal.team_id, principal.team, bare)
+    if found is None:
+        raise errors.ModelNotFound(
+            f"no deployment {bare[:200]!r}", hint="GET /v1/models lists those you may call"
+        )
+    if not principal.can_call(found.name):
+        raise errors.NotPermitted(
+            f"this key may not call deployment {found.name!r}",
+            hint="ask an admin for a key that lists it",
+        )
+    return found, version
+
+
+class LoadGuard:
+    """What one gateway holds at once: bytes of bodies, and requests per deployment.
+
+    Args:
+        max_bytes: of all bodies together.
+        share: this gateway's part of a deployment's concurrency (1 / number of gateways).
+    """
+
+    def __init__(self, max_bytes: int, share: float) -> None:
+        self._max_bytes = max_bytes
+        self._share = share
+        self.held_bytes = 0
+        self._running: dict[str, int] = {}
+
+    def enter(self, deployment: DeploymentRoute, size: int) -> None:
+        """Count a request in, or raise `TooLarge` or `Overloaded`."""
+        if deployment.body_bytes and size > deployment.body_bytes:
+            raise errors.TooLarge(
+                f"the body has {size} bytes, deployment {deployment.name!r} takes "
+                f"{deployment.body_bytes}"
+            )
+        if self.held_bytes + size > self._max_bytes and self.held_bytes:
+            raise errors.Overloaded(
+                f"requests in flight hold {self.held_bytes >> 20} MiB already",
+                hint="repeat in a moment",
+            )
+        name = deployment.full_name
+        running = self._running.get(name, 0)
+        if deployment.concurrency:
+            allowed = max(1, int(deployment.concurrency * self._share))
+            if running >= allowed:
+                raise errors.Overloaded(
+                    f"deployment {deployment.name!r} has its {allowed} requests in flight",
+                    hint="repeat in a moment",
+                )
+        self._running[name] = running + 1
+        self.held_bytes += size
+
+    def leave(self, deployment: DeploymentRoute, size: int) -> None:
+        """Count it out."""
+        self.held_bytes -= size
+        name = deployment.full_name
+        left = self._running.get(name, 1) - 1
+        if left > 0:
+            self._running[name] = left
+        else:
+            self._running.pop(name, None)
+
+    def running(self) -> dict[str, int]:
+        """Requests in flight by `team/name`."""
+        return dict(self._running)
+
+
+def timeout_of(inbound: Inbound, deployment: DeploymentRoute, default: Any) -> float:
+    """Seconds until the deadline: the client's wish within the deployment's bound."""
+    bound = deployment.timeout_seconds or (
+        default.stream_timeout_seconds if inbound.stream else default.request_timeout_seconds
+    )
+    if inbound.timeout_seconds is None:
+        return bound
+    return min(inbound.timeout_seconds, bound)

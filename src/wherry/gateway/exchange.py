@@ -1,0 +1,211 @@
+"""One request on its way through a gateway, from admission to its single outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from wherry import errors
+from wherry.frames import Call, Outcome, Usage
+from wherry.accounts.keys import Principal
+
+if TYPE_CHECKING:
+    from wherry.gateway.link import WorkerLink
+    from wherry.gateway.queue import VersionQueue
+    from wherry.gateway.route import DeploymentRoute, VersionRoute
+
+MAX_UNREAD_BYTES = 4 << 20
+"""A client that reads a stream more slowly than this is cut off."""
+
+
+class Answer:
+    """A finished unary answer."""
+
+    __slots__ = ("body", "exchange", "outcome")
+
+    def __init__(self, exchange: Exchange, outcome: Outcome, body: bytes | memoryview) -> None:
+        self.exchange = exchange
+        self.outcome = outcome
+        self.body = body
+
+
+class Exchange:
+    """A request that was admitted. It ends exactly once, in `finish` or `fail`.
+
+    `settle` is called with it at its end and must call back when its record is kept; only then
+    does the waiter see the answer, so that a final success always has its record.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_chunks",
+        "_future",
+        "_settle",
+        "_unread_bytes",
+        "admission",
+        "admitted_at",
+        "attempts",
+        "body",
+        "call",
+        "code",
+        "deadline",
+        "deployment",
+        "door",
+        "has_begun",
+        "is_done",
+        "link",
+        "number",
+        "outcome",
+        "principal",
+        "queue",
+        "started_at",
+        "usage",
+        "version",
+        "was_started",
+    )
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        call: Call,
+        body: bytes | memoryview,
+        deadline: float,
+        principal: Principal,
+        door: str,
+        deployment: DeploymentRoute,
+        settle: Callable[[Exchange, Callable[[Exception | None], None]], None],
+    ) -> None:
+        self.number = number
+        self.call = call
+        self.body = body
+        self.deadline = deadline
+        self.principal = principal
+        self.door = door
+        self.deployment = deployment
+        self.version: VersionRoute | None = None
+        self.queue: VersionQueue | None = None
+        self.link: WorkerLink | None = None
+        self.admission: Any = None
+        self.admitted_at = time.monotonic()
+        self.started_at = 0.0
+        self.was_started = False
+        self.attempts = 0
+        self.has_begun = False
+        self.is_done = False
+        self.code = ""
+        self.usage = Usage()
+        self.outcome: Outcome | None = None
+        self._settle = settle
+        self._answer: Answer | None = None
+        self._future: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._chunks: deque[bytes | memoryview] = deque()
+        self._unread_bytes = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return len(self.body)
+
+    # ------------------------------------------------------------------ how it ends
+
+    def finish(self, outcome: Outcome, body: bytes | memoryview) -> None:
+        """The worker answered (for a stream: `body` is its closing event)."""
+        if self.is_done:
+            return
+        self.is_done = True
+        self.code = "ok"
+        self.outcome = outcome
+        self.usage = outcome.usage
+
+        def kept(error: Exception | None) -> None:
+            if error is not None:
+                self._reject(_not_recorded())
+                return
+            if self.call.stream and len(body):
+                self._chunks.append(body)
+            self._resolve(Answer(self, outcome, body))
+
+        self._settle(self, kept)
+
+    def fail(self, error: errors.WherryError, usage: Usage | None = None) -> None:
+        """It ends with an error."""
+        if self.is_done:
+            return
+        self.is_done = True
+        self.code = error.code
+        if usage is not None:
+            self.usage = usage
+        self._settle(self, lambda _: self._reject(error))
+
+    def add_chunk(self, chunk: memoryview) -> bool:
+        """More of a stream; False if the client reads too slowly."""
+        self.has_begun = True
+        self._chunks.append(chunk)
+        self._unread_bytes += len(chunk)
+        if not self._future.done():
+            self._future.set_result(None)
+        return self._unread_bytes <= MAX_UNREAD_BYTES
+
+    def _resolve(self, answer: Answer) -> None:
+        self._answer = answer
+        if not self._future.done():
+            self._future.set_result(answer)
+
+    def _reject(self, error: errors.WherryError) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+            self._future.exception()  # a client that left never asks for it
+        else:
+            # the stream waits for nothing: leave the error for its next look
+            self._future = asyncio.get_running_loop().create_future()
+            self._future.set_exception(error)
+            self._future.exception()
+
+    # ------------------------------------------------------------------ who waits
+
+    async def answer(self) -> Answer:
+        """The answer of a unary request, or its error raised."""
+        answer = await self._future
+        assert answer is not None
+        return answer
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Call back when something can be read."""
+        self._future.add_done_callback(lambda _: callback())
+
+    async def first(self) -> None:
+        """Wait until a stream has something to read; an error before that is raised."""
+        await self._future
+
+    async def chunks(self) -> AsyncIterator[bytes | memoryview]:
+        """The events of a stream; an error in mid-stream is raised after what was sent."""
+        while True:
+            if self._chunks:
+                if len(self._chunks) == 1:
+                    chunk = self._chunks.popleft()
+                else:  # what piled up goes out in one write
+                    chunk = b"".join(self._chunks)
+                    self._chunks.clear()
+                self._unread_bytes = 0
+                yield chunk
+                continue
+            if self._answer is not None:
+                return
+            future = self._future
+            if future.done():
+                if future.exception() is not None:
+                    raise future.exception()  # type: ignore[misc]
+                self._future = future = asyncio.get_running_loop().create_future()
+            await future
+
+
+def _not_recorded() -> errors.Unavailable:
+    return errors.Unavailable(
+        "the answer cannot be recorded, so it is not given",
+        hint="the operator must free the disk that holds the journal",
+        retry_after_seconds=5.0,
+    )

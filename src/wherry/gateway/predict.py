@@ -1,0 +1,256 @@
+"""The path of one request through a gateway; `Gateway.predict` is the story, top to bottom.
+
+A door has read the envelope and authenticated the caller. Then: find → admit → route → queue →
+the worker decodes, prepares, batches, runs, encodes → settle → reply. The body passes as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+
+from wherry import errors
+from wherry.frames import Call
+from wherry.gateway.admit import Inbound, LoadGuard, find_deployment, timeout_of
+from wherry.gateway.exchange import Exchange
+from wherry.gateway.queue import VersionQueue
+from wherry.gateway.route import (
+    DeploymentRoute,
+    Routes,
+    Snapshot,
+    VersionRoute,
+    choose_version,
+    not_ready,
+)
+from wherry.gateway.settle import Settler
+from wherry.settings import Settings
+
+TICK_SECONDS = 0.05
+PING_SECONDS = 1.0
+STUCK_SECONDS = 5.0
+
+
+class Gateway:
+    """One gateway process's part of the data plane; knows no HTTP.
+
+    Args:
+        name: `gateway 0`.
+        settings: the server's.
+        settler: meters, journals and counts what ends.
+        wake: asks the controller to load an idle deployment.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        settler: Settler,
+        wake: Callable[[DeploymentRoute], None],
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.settler = settler
+        self.routes = Routes()
+        self.guard = LoadGuard(settings.max_in_flight_bytes, 1 / settings.gateways)
+        self._wake = wake
+        self._queues: dict[str, VersionQueue] = {}
+        self._numbers = itertools.count(1)
+        self._wheel: dict[int, set[Exchange]] = {}
+        self._last_tick = int(time.monotonic() / TICK_SECONDS)
+
+    # ------------------------------------------------------------------ the story
+
+    def predict(self, inbound: Inbound) -> Exchange:
+        """Admit a request and let it run; the exchange yields its answer or its error.
+
+        Raises:
+            WherryError: it was refused at once; nothing was executed or recorded.
+        """
+        deployment, version = find_deployment(
+            self.routes, inbound.principal, inbound.deployment
+        )
+        if not deployment.is_servable:
+            raise not_ready(deployment)
+        route = choose_version(
+            deployment, inbound.version or version, inbound.principal.key_id
+        )
+        self._refuse_if_impatient(inbound, deployment, route)
+        exchange = self._admit(inbound, deployment, route)
+        try:
+            self._queue(deployment, route).put(exchange)
+        except errors.WherryError as refusal:
+            exchange.fail(refusal)
+            return exchange
+        if not route.workers:
+            self._wake(deployment)
+        return exchange
+
+    def cancel(self, exchange: Exchange) -> None:
+        """The client went away: stop the work, keep the record."""
+        if exchange.is_done:
+            return
+        if exchange.link is not None:
+            exchange.link.cancel(exchange)
+        exchange.fail(errors.Cancelled("the client went away"))
+
+    def _admit(
+        self, inbound: Inbound, deployment: DeploymentRoute, route: VersionRoute
+    ) -> Exchange:
+        admission = self.settler.reserve(inbound.principal, inbound.tokens_bound)
+        try:
+            self.guard.enter(deployment, len(inbound.body))
+        except errors.WherryError:
+            self.settler.release(admission)
+            raise
+        exchange = Exchange(
+            number=next(self._numbers),
+            call=Call(
+                codec=inbound.codec,
+                request_id=inbound.request_id,
+                deployment=inbound.deployment,
+                version=str(route.number),
+                created=int(time.time()),
+                headers=inbound.headers,
+                stream=inbound.stream,
+                tenant=inbound.principal.team_id + "/" + inbound.principal.key_id,
+                max_body_bytes=self.settings.max_body_bytes,
+                max_tokens=deployment.tokens,
+            ),
+            body=inbound.body,
+            deadline=time.monotonic() + timeout_of(inbound, deployment, self.settings),
+            principal=inbound.principal,
+            door=inbound.door,
+            deployment=deployment,
+            settle=self._settle,
+        )
+        exchange.version = route
+        exchange.admission = admission
+        self._wheel.setdefault(int(exchange.deadline / TICK_SECONDS) + 1, set()).add(exchange)
+        return exchange
+
+    def _refuse_if_impatient(
+        self, inbound: Inbound, deployment: DeploymentRoute, route: VersionRoute
+    ) -> None:
+        if route.workers or inbound.wait_seconds is None:
+            return
+        if inbound.wait_seconds < max(1.0, deployment.retry_after_seconds):
+            self._wake(deployment)
+            raise not_ready(deployment)
+
+    def _settle(
+        self, exchange: Exchange, kept: Callable[[Exception | None], None]
+    ) -> None:
+        self.guard.leave(exchange.deployment, exchange.size)
+        slot = self._wheel.get(int(exchange.deadline / TICK_SECONDS) + 1)
+        if slot is not None:
+            slot.discard(exchange)
+        if exchange.queue is not None:
+            exchange.queue.note_answer()
+        self.settler.settle(exchange, kept)
+
+    # ------------------------------------------------------------------ routes and queues
+
+    def replace_routes(self, snapshot: Snapshot) -> None:
+        """Follow the controller: new queues, moved requests, closed links."""
+        self.routes.replace(snapshot)
+        wanted: dict[str, tuple[DeploymentRoute, VersionRoute]] = {}
+        for deployment in snapshot.deployments:
+            if deployment.is_servable:
+                for route in deployment.versions:
+                    wanted[_queue_key(deployment, route)] = (deployment, route)
+        for key, (deployment, route) in wanted.items():
+            self._queue(deployment, route).update(deployment, route)
+        for key in [key for key in self._queues if key not in wanted]:
+            self._queues.pop(key).close(self._move)
+
+    def _queue(self, deployment: DeploymentRoute, route: VersionRoute) -> VersionQueue:
+        key = _queue_key(deployment, route)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = VersionQueue(deployment, route, self.name)
+        return queue
+
+    def _move(self, exchanges: list[Exchange]) -> None:
+        """Requests whose version left before they were sent go to what is served now."""
+        for exchange in exchanges:
+            old = exchange.deployment
+            now = self.routes.find(old.team_id, old.team, old.name)
+            try:
+                if now is None or not now.is_servable:
+                    raise not_ready(now or old)
+                route = choose_version(now, "", exchange.principal.key_id)
+                exchange.version, exchange.call.version = route, str(route.number)
+                self._queue(now, route).put(exchange)
+            except errors.WherryError as refusal:
+                exchange.fail(refusal)
+
+    # ------------------------------------------------------------------ time
+
+    async def run(self) -> None:
+        """Deadlines and pings, until cancelled."""
+        next_ping = 0.0
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._expire()
+            now = time.monotonic()
+            if now >= next_ping:
+                next_ping = now + PING_SECONDS
+                for queue in self._queues.values():
+                    for link in queue.links.values():
+                        link.ping()
+
+    def _expire(self) -> None:
+        tick = int(time.monotonic() / TICK_SECONDS)
+        for passed in range(self._last_tick, tick + 1):
+            for exchange in self._wheel.pop(passed, ()):
+                if exchange.is_done:
+                    continue
+                if exchange.link is not None:
+                    exchange.link.cancel(exchange)
+                exchange.fail(
+                    errors.TimedOut(
+                        f"no answer from deployment {exchange.deployment.name!r} in time",
+                        hint="raise the timeout, or send less at once",
+                    )
+                )
+        self._last_tick = tick + 1
+
+    # ------------------------------------------------------------------ how it is
+
+    def stuck_workers(self) -> list[str]:
+        """Workers that do not answer pings: their executors may hang."""
+        now = time.monotonic()
+        return [
+            link.route.id
+            for queue in self._queues.values()
+            for link in queue.links.values()
+            if link.is_ready and now - link.last_pong > STUCK_SECONDS
+        ]
+
+    def loads(self) -> dict[str, tuple[int, int, float]]:
+        """By `team/name`: requests running, waiting, and the estimated wait in seconds."""
+        running = self.guard.running()
+        loads: dict[str, tuple[int, int, float]] = {
+            name: (count, 0, 0.0) for name, count in running.items()
+        }
+        for queue in self._queues.values():
+            name = queue.deployment.full_name
+            count, waiting, wait = loads.get(name, (0, 0, 0.0))
+            loads[name] = (
+                count,
+                waiting + queue.waiting,
+                max(wait, queue.estimate_wait_seconds()),
+            )
+        return loads
+
+    def close(self) -> None:
+        """End all links; what is in flight fails."""
+        for queue in self._queues.values():
+            for link in list(queue.links.values()):
+                link.close()
+
+
+def _queue_key(deployment: DeploymentRoute, route: VersionRoute) -> str:
+    return f"{deployment.full_name}/{route.key}/{route.digest}"

@@ -1,0 +1,165 @@
+"""Which worker may answer: immutable snapshots that the controller sends, and their look-up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from wherry import errors
+
+
+class WorkerRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A worker that is ready."""
+
+    id: str
+    generation: int
+    address: str
+    token: bytes
+
+
+class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A version that a deployment serves now."""
+
+    model: str
+    number: int
+    digest: str
+    task: str
+    runtime: str
+    weight: int
+    idempotent: bool
+    workers: tuple[WorkerRoute, ...]
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """Name, datatype, shape; as Open Inference metadata shows them."""
+    outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    context_tokens: int = 0
+
+    @property
+    def key(self) -> str:
+        """`model@number`."""
+        return f"{self.model}@{self.number}"
+
+
+class DeploymentRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A deployment as a gateway needs it."""
+
+    team_id: str
+    team: str
+    name: str
+    state: Literal["ready", "starting", "stopped", "idle", "failing", "degraded"]
+    cause: str
+    retry_after_seconds: float
+    """A real estimate (measured load time), for those who do not want to wait."""
+    created_at: float
+    versions: tuple[VersionRoute, ...]
+    concurrency: int = 0
+    queue_seconds: float = 0.0
+    body_bytes: int = 0
+    tokens: int = 0
+    timeout_seconds: float = 0.0
+
+    @property
+    def full_name(self) -> str:
+        """`team/name`."""
+        return f"{self.team}/{self.name}"
+
+    @property
+    def is_servable(self) -> bool:
+        """Whether a request may be sent or may wait for it."""
+        return self.state in ("ready", "degraded", "starting", "idle")
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """All routes at one epoch."""
+
+    epoch: int
+    deployments: tuple[DeploymentRoute, ...]
+
+
+EMPTY = Snapshot(0, ())
+
+
+class Routes:
+    """Look-up in the newest snapshot; replaced as a whole."""
+
+    def __init__(self) -> None:
+        self.snapshot = EMPTY
+        self._by_team: Mapping[str, Mapping[str, DeploymentRoute]] = {}
+
+    def replace(self, snapshot: Snapshot) -> None:
+        """Take a newer snapshot."""
+        by_team: dict[str, dict[str, DeploymentRoute]] = {}
+        for deployment in snapshot.deployments:
+            by_team.setdefault(deployment.team_id, {})[deployment.name] = deployment
+        self.snapshot, self._by_team = snapshot, by_team
+
+    def of_team(self, team_id: str) -> list[DeploymentRoute]:
+        """A team's deployments, by name."""
+        return sorted(self._by_team.get(team_id, {}).values(), key=lambda each: each.name)
+
+    def find(self, team_id: str, team: str, name: str) -> DeploymentRoute | None:
+        """By bare name, or by `team/name` if it is the caller's own team."""
+        own = self._by_team.get(team_id, {})
+        found = own.get(name)
+        if found is None and name.startswith(team + "/"):
+            found = own.get(name.removeprefix(team + "/"))
+        return found
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`chat@3` → (`chat`, `3`); without `@` the version is empty."""
+    deployment, _, version = name.partition("@")
+    return deployment, version
+
+
+def choose_version(
+    deployment: DeploymentRoute, version: str, sticky: str
+) -> VersionRoute:
+    """The version asked for, else one by weight, the same for the same `sticky` key.
+
+    Raises:
+        ModelNotFound: the version is not served now.
+        NotReady: nothing is served now.
+    """
+    versions = deployment.versions
+    if version:
+        for route in versions:
+            if str(route.number) == version:
+                return route
+        raise errors.ModelNotFound(
+            f"deployment {deployment.name!r} does not serve version {version!r} now",
+            hint="served: " + (", ".join(str(each.number) for each in versions) or "none"),
+        )
+    if not versions:
+        raise not_ready(deployment)
+    if len(versions) == 1:
+        return versions[0]
+    total = sum(route.weight for route in versions)
+    point = int.from_bytes(hashlib.blake2s(sticky.encode(), digest_size=4).digest(), "big")
+    point = point * total >> 32
+    for route in versions:
+        point -= route.weight
+        if point < 0:
+            return route
+    return versions[-1]
+
+
+def not_ready(deployment: DeploymentRoute) -> errors.NotReady:
+    """Why a deployment cannot answer, and what to do."""
+    hint = {
+        "stopped": f"wherry scale {deployment.name} 1",
+        "failing": f"wherry logs {deployment.name}",
+    }.get(deployment.state, "repeat in a moment")
+    cause = f": {deployment.cause}" if deployment.cause else ""
+    return errors.NotReady(
+        f"deployment {deployment.name!r} is {deployment.state}{cause}",
+        hint=hint,
+        retry_after_seconds=max(1.0, deployment.retry_after_seconds),
+    )
+
+
+def describe_tensors(specs: Any) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Tensor specs of a signature in the form a route carries."""
+    return tuple((spec.name, spec.datatype, tuple(spec.shape)) for spec in specs)

@@ -1,0 +1,128 @@
+"""The end of a request: meter it, journal it, count it; only then may the reply leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from wherry.accounts.keys import Principal
+from wherry.accounts.limits import Admission, KeyMeters
+from wherry.gateway.exchange import Exchange
+from wherry.storage.journal import JournalWriter, OutcomeRecord
+from wherry.telemetry import Counter, Family, Histogram, Registry
+
+
+class Settler:
+    """Meters, journal and counters of one gateway.
+
+    Args:
+        meters: limits of keys.
+        journal: where outcomes go.
+        registry: where metrics are kept.
+        status_of: HTTP status of an error code, for the record.
+    """
+
+    def __init__(
+        self,
+        meters: KeyMeters,
+        journal: JournalWriter,
+        registry: Registry,
+        status_of: Callable[[str], int],
+    ) -> None:
+        self._meters = meters
+        self._journal = journal
+        self._status_of = status_of
+        self.last_used: dict[str, float] = {}
+        self._requests: Family[Counter] = registry.counter(
+            "wherry_requests_total",
+            "Admitted requests by outcome.",
+            ("deployment", "door", "code"),
+        )
+        self._seconds: Family[Histogram] = registry.histogram(
+            "wherry_request_seconds",
+            "Time from admission to the end of the answer.",
+            ("deployment",),
+        )
+        self._queue_seconds: Family[Histogram] = registry.histogram(
+            "wherry_queue_seconds", "Time from admission to the start of work.", ("deployment",)
+        )
+        self._tokens: Family[Counter] = registry.counter(
+            "wherry_tokens_total", "Tokens of admitted requests.", ("deployment", "direction")
+        )
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether outcomes can be recorded; if not, nothing may be admitted."""
+        return self._journal.healthy
+
+    def reserve(self, principal: Principal, tokens_bound: int) -> Admission:
+        """Take the key's allowance for a request.
+
+        Raises:
+            QuotaExceeded: a limit of the key is reached.
+            Unavailable: the journal cannot record, so nothing is executed.
+        """
+        error = self._journal.error
+        if error is not None:
+            raise error
+        return self._meters.admit(principal, tokens_bound)
+
+    def release(self, admission: Admission) -> None:
+        """Give an allowance back: the request was refused and cost nothing."""
+        self._meters.settle(admission)
+
+    def limit_headers(self, principal: Principal) -> dict[str, str]:
+        """What the key has left, in OpenAI's headers; empty for a key without limits."""
+        return self._meters.headers(principal)
+
+    def counts_of(self, deployment: str) -> tuple[int, int, float]:
+        """Answers, errors and seconds of a deployment (`team/name`) since this gateway began."""
+        answered = failed = 0
+        for (name, _, code), counter in self._requests.series.items():
+            if name == deployment:
+                answered += counter.value if code == "ok" else 0
+                failed += counter.value if code != "ok" else 0
+        histogram = self._seconds.series.get((deployment,))
+        return answered, failed, histogram.sum if histogram else 0.0
+
+    def settle(self, exchange: Exchange, kept: Callable[[Exception | None], None]) -> None:
+        """Account for an exchange that has ended; `kept` is called when its record is safe."""
+        usage = exchange.usage
+        self._meters.settle(exchange.admission, usage.input_tokens + usage.output_tokens)
+        now = time.monotonic()
+        total = now - exchange.admitted_at
+        queued = (exchange.started_at or now) - exchange.admitted_at
+        name = exchange.deployment.full_name
+        self.last_used[name] = now
+        self._requests.labels(name, exchange.door, exchange.code).add()
+        self._seconds.labels(name).observe(total)
+        self._queue_seconds.labels(name).observe(queued)
+        if usage.input_tokens or usage.output_tokens:
+            self._tokens.labels(name, "in").add(usage.input_tokens)
+            self._tokens.labels(name, "out").add(usage.output_tokens)
+        self._journal.append(self._record(exchange, total, queued), kept)
+
+    def _record(self, exchange: Exchange, total: float, queued: float) -> OutcomeRecord:
+        version, usage = exchange.version, exchange.usage
+        is_answer = exchange.code == "ok"
+        return OutcomeRecord(
+            request_id=exchange.call.request_id,
+            at=time.time(),
+            team_id=exchange.principal.team_id,
+            key_id=exchange.principal.key_id,
+            deployment=exchange.deployment.name,
+            model=version.model if version else "",
+            version=version.number if version else 0,
+            digest=version.digest if version else "",
+            door=exchange.door,
+            task=version.task if version else "",
+            status=200 if is_answer else self._status_of(exchange.code),
+            code="" if is_answer else exchange.code,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            rows=usage.rows,
+            queued_ms=round(queued * 1000, 3),
+            run_ms=round((total - queued) * 1000, 3),
+            total_ms=round(total * 1000, 3),
+            attempts=max(1, exchange.attempts),
+        )

@@ -1,0 +1,30 @@
+"""Names of recipes → where they are; listing them loads none."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from wherry.errors import InvalidInput
+from wherry.learning.recipes.recipe import Recipe
+
+BUILT_IN: dict[str, str] = {
+    "iris": "wherry.learning.recipes.iris:IRIS",
+    "topics": "wherry.learning.recipes.topics:TOPICS",
+    "digits": "wherry.learning.recipes.digits:DIGITS",
+}
+
+
+def recipe_names() -> list[str]:
+    """Every known recipe, built in or from a plugin (entry point group `wherry.recipes`)."""
+    return sorted({*BUILT_IN, *(point.name for point in entry_points(group="wherry.recipes"))})
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe by its name; `InvalidInput` lists the known ones."""
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name].split(":")
+        return getattr(import_module(module), attribute)
+    for point in entry_points(group="wherry.recipes", name=name):
+        return point.load()
+    raise InvalidInput(f"unknown recipe {name!r}", hint="known: " + ", ".join(recipe_names()))

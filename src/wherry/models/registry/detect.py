@@ -1,0 +1,275 @@
+"""Finds out what model a folder holds, and writes the manifest that its owner did not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
+from wherry.models.bundle import MANIFEST, Manifest, decode_manifest
+from wherry.models.registry import huggingface, python_code, skops_schema
+from wherry.models.registry.manifest import check_manifest, stored_paths
+from wherry.models.tasks.task import Signature
+from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
+from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
+from wherry.models.trust.onnx import OnnxModel, check_onnx
+
+MAX_MANIFEST_BYTES = 4 << 20
+IGNORED_NAMES = frozenset({"__pycache__", "__MACOSX"})
+PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
+"""Where Hugging Face's exporters put the graph of full precision."""
+SPLIT_GGUF = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+RUNTIME_FORMATS = {
+    "onnx": {"onnx"},
+    "llama_cpp": {"gguf"},
+    "sklearn": {"skops", "pickle"},
+}
+"""Runtime → formats that its main file may have; other runtimes open what they like."""
+
+SUPPORTED = (
+    "supported: one .onnx, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
+    "model.onnx; model.py with a class Model; or a folder with wherry.toml"
+)
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """What the importer said; it wins over what is found."""
+
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+    options: Mapping[str, Any] = {}
+    description: str = ""
+    licence: str = ""
+    source: str = ""
+
+
+def detect(
+    folder: Path,
+    *,
+    task: str | None = None,
+    labels: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    description: str = "",
+    licence: str = "",
+    source: str = "",
+    allow_code: bool = False,
+    allow_pickle: bool = False,
+) -> Manifest:
+    """The manifest of the model in a folder; every file it needs has been checked.
+
+    Raises:
+        InvalidInput: there is no model, or there are several; the message lists what was found.
+        FormatNotAllowed: a file is of a format that is not served, or is damaged.
+        CodeNotAllowed: the model is or brings code, which the operator has not allowed.
+    """
+    wishes = Wishes(task, tuple(labels), options or {}, description, licence, source)
+    paths = list_model_paths(folder)
+    if MANIFEST in paths:
+        manifest = read_manifest(folder / MANIFEST)
+    else:
+        manifest = _detect_kind(folder, paths, wishes, allow_code=allow_code)
+    manifest = _apply_wishes(manifest, wishes)
+    check_manifest(manifest, paths)
+    _check_content(folder, manifest, paths, allow_code=allow_code, allow_pickle=allow_pickle)
+    return manifest
+
+
+def list_model_paths(folder: Path) -> list[str]:
+    """Files that may belong to a model: all but hidden ones and caches."""
+    found: list[str] = []
+    for path in list_paths(folder):
+        parts = PurePosixPath(path).parts
+        if any(part.startswith(".") or part in IGNORED_NAMES for part in parts):
+            continue
+        found.append(path)
+        if len(found) > MAX_FILES:
+            raise InvalidInput(f"the folder has over {MAX_FILES} files")
+    return found
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest that the model's owner wrote."""
+    with open_regular(path) as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidInput(f"{MANIFEST} is over {MAX_MANIFEST_BYTES >> 20} MiB")
+    try:
+        return decode_manifest(data.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{MANIFEST} is not text in UTF-8") from error
+
+
+def _detect_kind(
+    folder: Path, paths: Sequence[str], wishes: Wishes, *, allow_code: bool
+) -> Manifest:
+    by_suffix: dict[str, list[str]] = {}
+    for path in paths:
+        by_suffix.setdefault(PurePosixPath(path).suffix.lower(), []).append(path)
+    pickles = [path for suffix in sorted(PICKLE_SUFFIXES) for path in by_suffix.get(suffix, [])]
+    entry = python_code.find_entry(folder, by_suffix.get(".py", []), wishes.options)
+    if entry is not None:
+        return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
+    _refuse_stray_code(by_suffix.get(".py", []))
+    if onnx := by_suffix.get(".onnx"):
+        return _detect_onnx(folder, paths, onnx, wishes)
+    if gguf := by_suffix.get(".gguf"):
+        files = _choose_gguf(gguf)
+        return Manifest(wishes.task or "text-generation", "llama_cpp", files=files)
+    if models := by_suffix.get(".skops", []) + pickles:
+        return _detect_sklearn(folder, _choose_only(models), wishes)
+    raise InvalidInput(
+        f"no model was found; the folder holds {_list_some(paths)}",
+        hint=_explain_missing(by_suffix),
+    )
+
+
+def _detect_python(
+    folder: Path, paths: Sequence[str], entry: str, wishes: Wishes, *, allow_code: bool
+) -> Manifest:
+    if not allow_code:
+        raise CodeNotAllowed(
+            f"the model is Python code ({entry!r}), which this server does not run",
+            hint="the operator may set WHERRY_ALLOW_CODE=1; the code then runs with the rights of "
+            "the server's user",
+        )
+    main = entry.partition(":")[0]
+    return Manifest(
+        task=wishes.task or python_code.read_task(folder / main) or "tensor",
+        runtime="python_class",
+        files=(main, *(path for path in paths if path != main)),
+        options={"entry": entry},
+        requirements=python_code.read_requirements(folder),
+    )
+
+
+def _detect_onnx(
+    folder: Path, paths: Sequence[str], found: Sequence[str], wishes: Wishes
+) -> Manifest:
+    main = next((path for path in PREFERRED_ONNX if path in found), None) or _choose_only(found)
+    model = check_onnx(folder / main)
+    parent = PurePosixPath(main).parent
+    files = (main, *(str(parent / each) for each in model.external_files))
+    if huggingface.is_text_model(paths, model):
+        found_task, details = huggingface.describe_text_model(folder, paths, model, wishes.task)
+    elif huggingface.is_image_model(folder, paths):
+        found_task, details = huggingface.describe_image_model(folder)
+    else:
+        found_task, details = wishes.task or "tensor", huggingface.Details()
+    return Manifest(
+        task=wishes.task or found_task,
+        runtime="onnx",
+        labels=details.labels,
+        signature=_signature_for(wishes.task or found_task, model),
+        files=(*files, *details.files),
+        options=details.options,
+    )
+
+
+def _signature_for(task: str, model: OnnxModel) -> Signature:
+    """The graph's own tensors where clients send those; texts and pictures have the task's."""
+    return model.signature if task == "tensor" else Signature()
+
+
+def _detect_sklearn(folder: Path, main: str, wishes: Wishes) -> Manifest:
+    guessed = skops_schema.guess_task(folder / main) if main.endswith(".skops") else None
+    return Manifest(
+        task=wishes.task or guessed or "tabular-classification", runtime="sklearn", files=(main,)
+    )
+
+
+def _choose_only(found: Sequence[str]) -> str:
+    if len(found) > 1:
+        raise InvalidInput(
+            f"there are {len(found)} models: {_list_some(found)}",
+            hint=f"keep one, or name it in {MANIFEST} as files = ['{found[0]}']",
+        )
+    return found[0]
+
+
+def _choose_gguf(found: Sequence[str]) -> tuple[str, ...]:
+    """One file, or all parts of one split model in order."""
+    parts = [SPLIT_GGUF.fullmatch(path) for path in sorted(found)]
+    if not all(parts):
+        return (_choose_only([path for path in found if "mmproj" not in path.lower()] or found),)
+    matches = [match for match in parts if match]
+    expected = [
+        f"{matches[0][1]}-{number:05}-of-{matches[0][3]}.gguf"
+        for number in range(1, min(int(matches[0][3]), MAX_FILES) + 1)
+    ]
+    if [match[0] for match in matches] != expected:
+        raise InvalidInput(
+            f"a part of the split model is missing, or there are two: {_list_some(found)}",
+            hint=f"its parts are {_list_some(expected)}",
+        )
+    return tuple(expected)
+
+
+def _refuse_stray_code(found: Sequence[str]) -> None:
+    if found:
+        raise FormatNotAllowed(
+            f"the folder holds Python code ({_list_some(found)}) but no class Model",
+            hint="remove the code if the model runs without it; else write model.py with a class "
+            "Model that has a method predict",
+        )
+
+
+def _apply_wishes(manifest: Manifest, wishes: Wishes) -> Manifest:
+    changes: dict[str, Any] = {
+        name: value
+        for name in ("task", "labels", "description", "licence", "source")
+        if (value := getattr(wishes, name))
+    }
+    if wishes.options:
+        changes["options"] = {**manifest.options, **wishes.options}
+    return msgspec.structs.replace(manifest, **changes)
+
+
+def _check_content(
+    folder: Path,
+    manifest: Manifest,
+    paths: Sequence[str],
+    *,
+    allow_code: bool,
+    allow_pickle: bool,
+) -> None:
+    is_code = manifest.runtime == "python_class"
+    if is_code and not allow_code:
+        raise CodeNotAllowed(
+            "the model is Python code, which this server does not run",
+            hint="the operator may set WHERRY_ALLOW_CODE=1; the code then runs with the rights of "
+            "the server's user",
+        )
+    formats = check_bundle(
+        folder,
+        [path for path in stored_paths(manifest, paths) if path != MANIFEST],
+        allow_pickle=allow_pickle,
+        allow_code=allow_code,
+        is_code_bundle=is_code,
+    )
+    wanted = RUNTIME_FORMATS.get(manifest.runtime)
+    if wanted and formats.get(manifest.files[0]) not in wanted:
+        raise FormatNotAllowed(
+            f"the runtime {manifest.runtime!r} opens {' or '.join(sorted(wanted))}, but "
+            f"{manifest.files[0]!r} is {formats.get(manifest.files[0])!r}",
+            hint=f"put the model's file first in files of {MANIFEST}",
+        )
+
+
+def _explain_missing(by_suffix: Mapping[str, Sequence[str]]) -> str:
+    if {".safetensors", ".bin", ".pt", ".pth"} & by_suffix.keys():
+        return "PyTorch weights are not served: export the model to ONNX or GGUF; " + SUPPORTED
+    if {".h5", ".keras", ".pb"} & by_suffix.keys():
+        return "Keras and TensorFlow models are not served: export to ONNX; " + SUPPORTED
+    return SUPPORTED
+
+
+def _list_some(paths: Sequence[str], most: int = 8) -> str:
+    names = [repr(path) for path in paths if PurePosixPath(path).name not in TOKENIZER_NAMES]
+    if not names:
+        return "nothing" if not paths else ", ".join(map(repr, paths))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

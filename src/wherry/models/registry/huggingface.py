@@ -1,0 +1,189 @@
+"""Reads the configuration files of a Hugging Face folder; every value in them is only a claim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wherry.errors import InvalidInput
+from wherry.models.trust.files import open_regular
+from wherry.models.trust.onnx import OnnxModel
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+POOLING = "1_Pooling/config.json"
+MODULES = "modules.json"
+MAX_CONFIG_BYTES = 4 << 20
+MAX_TOKENS = 1 << 17
+OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+"""Model types whose position ids begin at 2, so that two of their positions are never used."""
+
+
+class Details(msgspec.Struct, frozen=True):
+    """What the configuration adds to a manifest."""
+
+    labels: tuple[str, ...] = ()
+    options: Mapping[str, Any] = {}
+    files: tuple[str, ...] = ()
+    """Beside the graph."""
+
+
+def is_text_model(paths: Sequence[str], model: OnnxModel) -> bool:
+    """Whether there is a tokenizer and the graph takes what it gives."""
+    return TOKENIZER in paths and any(
+        tensor.name == "input_ids" for tensor in model.signature.inputs
+    )
+
+
+def is_image_model(folder: Path, paths: Sequence[str]) -> bool:
+    """Whether the configuration is of a classifier of pictures."""
+    return {CONFIG, PREPROCESSOR} <= set(paths) and "ForImageClassification" in _architecture(
+        _read_config(folder, CONFIG)
+    )
+
+
+def describe_text_model(
+    folder: Path, paths: Sequence[str], model: OnnxModel, task: str | None
+) -> tuple[str, Details]:
+    """Task, labels, options and files of an encoder of texts."""
+    config = _read_config(folder, CONFIG)
+    is_classifier = "ForSequenceClassification" in _architecture(config)
+    found = "text-classification" if is_classifier else _guess_text_task(config, model)
+    task = task or found
+    options: dict[str, Any] = {}
+    if limit := _max_tokens(folder, config):
+        options["max_tokens"] = limit
+    if task == "text-classification":
+        options |= _score_options(config)
+    elif task == "feature-extraction":
+        options |= _pooling_options(folder)
+    labels = _labels(config) if task == "text-classification" else ()
+    files = tuple(path for path in (TOKENIZER, CONFIG) if path in paths)
+    return task, Details(labels, options, files)
+
+
+def describe_image_model(folder: Path) -> tuple[str, Details]:
+    """Task, labels, options and files of a classifier of pictures."""
+    config = _read_config(folder, CONFIG)
+    steps = _read_config(folder, PREPROCESSOR)
+    options: dict[str, Any] = {"function": "softmax"}
+    if size := _image_size(steps):
+        options["image_size"] = size
+    if steps.get("do_rescale", True):
+        options["pixel_scale"] = _number(steps.get("rescale_factor")) or 1 / 255
+    else:
+        options["pixel_scale"] = 1.0
+    if steps.get("do_normalize", True):
+        for name, key in (("mean", "image_mean"), ("std", "image_std")):
+            if values := _numbers(steps.get(key)):
+                options[name] = values
+    details = Details(_labels(config), options, (CONFIG, PREPROCESSOR))
+    return "image-classification", details
+
+
+def _guess_text_task(config: Mapping[str, Any], model: OnnxModel) -> str:
+    outputs = {tensor.name for tensor in model.signature.outputs}
+    if "logits" in outputs and _has_own_labels(config):
+        return "text-classification"
+    return "feature-extraction"
+
+
+def _has_own_labels(config: Mapping[str, Any]) -> bool:
+    labels = _labels(config)
+    return bool(labels) and labels != ("LABEL_0", "LABEL_1")  # transformers' default
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`id2label` in the order of its numbers; none if they have gaps."""
+    by_id = config.get("id2label")
+    if not isinstance(by_id, dict):
+        return ()
+    try:
+        ordered = sorted((int(key), str(value)) for key, value in by_id.items())
+    except ValueError:
+        return ()
+    if [number for number, _ in ordered] != list(range(len(ordered))):
+        return ()
+    return tuple(label for _, label in ordered)
+
+
+def _score_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    many = config.get("problem_type") == "multi_label_classification"
+    return {"function": "sigmoid" if many else "softmax"}
+
+
+def _pooling_options(folder: Path) -> dict[str, Any]:
+    """What sentence-transformers wrote; without it mean and unit length, its usual choice."""
+    pooling = _read_config(folder, POOLING)
+    options: dict[str, Any] = {"pooling": "mean", "normalise": True}
+    if pooling.get("pooling_mode_cls_token"):
+        options["pooling"] = "cls"
+    elif pooling.get("pooling_mode_lasttoken"):
+        options["pooling"] = "last"
+    elif pooling.get("pooling_mode_max_tokens"):
+        raise InvalidInput("the model pools by maximum, which is not supported")
+    modules = _read_json(folder, MODULES)
+    if isinstance(modules, list):
+        options["normalise"] = any("Normalize" in str(each) for each in modules)
+    return options
+
+
+def _max_tokens(folder: Path, config: Mapping[str, Any]) -> int:
+    """The least of the limits that the files claim; 0 if they claim none."""
+    claimed = [
+        _read_config(folder, "sentence_bert_config.json").get("max_seq_length"),
+        _read_config(folder, "tokenizer_config.json").get("model_max_length"),
+    ]
+    positions = config.get("max_position_embeddings")
+    if type(positions) is int:
+        unused = 2 if config.get("model_type") in OFFSET_POSITIONS else 0
+        claimed.append(positions - unused)
+    limits = [limit for limit in claimed if type(limit) is int and 3 <= limit <= MAX_TOKENS]
+    return min(limits, default=0)
+
+
+def _image_size(steps: Mapping[str, Any]) -> list[int] | None:
+    """Height and width, where both are said."""
+    size = steps.get("crop_size") if steps.get("do_center_crop") else steps.get("size")
+    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
+    found = [side for side in sides if type(side) is int and side > 0]
+    return found if len(found) == 2 else None
+
+
+def _numbers(value: Any) -> list[float] | None:
+    if isinstance(value, list) and all(_number(each) is not None for each in value):
+        return [float(each) for each in value]
+    return None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) else None
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return " ".join(map(str, names)) if isinstance(names, list) else ""
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    value = _read_json(folder, name)
+    return value if isinstance(value, dict) else {}
+
+
+def _read_json(folder: Path, name: str) -> Any:
+    """The file's value; None if there is no such file."""
+    if not (folder / name).exists():
+        return None
+    with open_regular(folder / name) as file:
+        data = file.read(MAX_CONFIG_BYTES + 1)
+    try:
+        if len(data) > MAX_CONFIG_BYTES:
+            raise ValueError("too long")
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{name!r} is not valid JSON") from error

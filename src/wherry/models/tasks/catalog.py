@@ -1,0 +1,34 @@
+"""Names of tasks → where they are; listing them loads none."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from wherry.errors import InvalidInput
+from wherry.models.tasks.task import Task
+
+BUILT_IN: dict[str, str] = {
+    "tensor": "wherry.models.tasks.tensor:TENSOR",
+    "tabular-classification": "wherry.models.tasks.tabular:TABULAR_CLASSIFICATION",
+    "tabular-regression": "wherry.models.tasks.tabular:TABULAR_REGRESSION",
+    "text-classification": "wherry.models.tasks.text:TEXT_CLASSIFICATION",
+    "feature-extraction": "wherry.models.tasks.text:FEATURE_EXTRACTION",
+    "text-generation": "wherry.models.tasks.generation:TEXT_GENERATION",
+    "image-classification": "wherry.models.tasks.image:IMAGE_CLASSIFICATION",
+}
+
+
+def task_names() -> list[str]:
+    """Every known task, built in or from a plugin (entry point group `wherry.tasks`)."""
+    return sorted({*BUILT_IN, *(point.name for point in entry_points(group="wherry.tasks"))})
+
+
+def find_task(name: str) -> Task:
+    """The task by its name; `InvalidInput` lists the known ones."""
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name].split(":")
+        return getattr(import_module(module), attribute)
+    for point in entry_points(group="wherry.tasks", name=name):
+        return point.load()
+    raise InvalidInput(f"unknown task {name!r}", hint="known: " + ", ".join(task_names()))

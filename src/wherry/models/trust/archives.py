@@ -1,0 +1,134 @@
+"""Checks ZIP files (skops, npz) and NumPy arrays by content, without unpacking anything to disk."""
+
+from __future__ import annotations
+
+import ast
+import stat
+import zipfile
+from io import BufferedReader
+from pathlib import Path
+from typing import IO
+
+from wherry.errors import FormatNotAllowed, InvalidInput
+from wherry.models.bundle import safe_relative_path
+from wherry.models.trust.files import open_regular
+
+MAX_MEMBERS = 10_000
+MAX_UNPACKED_BYTES = 16 << 30
+MAX_EXPANSION = 100
+"""Most bytes out of one compressed byte, once an archive unpacks to over 64 MiB."""
+FREE_EXPANSION_BYTES = 64 << 20
+MAX_NPY_HEADER_BYTES = 64 << 10
+NPY_MAGIC = b"\x93NUMPY"
+
+
+def check_skops(path: Path) -> None:
+    """Check that the file is what `skops.io.dump` writes; its types are for the runtime to judge.
+
+    Raises:
+        FormatNotAllowed: it is no ZIP file, or holds something that skops would not.
+    """
+    with open_regular(path) as file, _open_zip(path.name, file) as archive:
+        names = _check_members(path.name, archive)
+        if "schema.json" not in names:
+            raise FormatNotAllowed(
+                f"{path.name!r} is a ZIP file without the schema.json of skops",
+                hint="save the model with skops.io.dump",
+            )
+        for member in archive.infolist():
+            if member.filename.endswith(".npy"):
+                with archive.open(member) as array:
+                    check_npy_header(member.filename, array)
+
+
+def check_npz(path: Path) -> None:
+    """Check that a ZIP file holds only NumPy arrays of numbers; raises as `check_skops` does."""
+    with open_regular(path) as file, _open_zip(path.name, file) as archive:
+        _check_members(path.name, archive)
+        for member in archive.infolist():
+            with archive.open(member) as array:
+                check_npy_header(member.filename, array)
+
+
+def check_npy(path: Path) -> None:
+    """Check that a file is one NumPy array of numbers and is as long as it says."""
+    with open_regular(path) as file:
+        expected = check_npy_header(path.name, file)
+        if file.seek(0, 2) != expected:
+            raise FormatNotAllowed(f"{path.name!r} is cut off, or has something behind its array")
+
+
+def check_npy_header(name: str, file: IO[bytes]) -> int:
+    """How many bytes the file must have.
+
+    Raises:
+        FormatNotAllowed: no NumPy array, or one of Python objects, which are pickles.
+    """
+    start = file.read(10)
+    wide = start[6:7] in (b"\x02", b"\x03")
+    start += file.read(2) if wide else b""
+    length = int.from_bytes(start[8:], "little")
+    if start[:6] != NPY_MAGIC or length > MAX_NPY_HEADER_BYTES:
+        raise FormatNotAllowed(f"{name!r} is not a NumPy array")
+    try:
+        header = ast.literal_eval(file.read(length).decode("latin-1").strip())
+        descriptor, shape = str(header["descr"]), header["shape"]
+        count = 1
+        for dimension in shape:
+            count *= dimension
+        item_bytes = int(descriptor[2:]) * (4 if descriptor[1] == "U" else 1)
+    except (ValueError, SyntaxError, KeyError, TypeError, IndexError, RecursionError, MemoryError):
+        raise FormatNotAllowed(f"{name!r} is not a plain NumPy array of numbers") from None
+    if descriptor[0] not in "<>|=" or descriptor[1] not in "biufcUS" or not 0 <= count < 1 << 48:
+        raise FormatNotAllowed(
+            f"{name!r} is an array of {descriptor!r}", hint="save numbers, not Python objects"
+        )
+    return len(start) + length + count * item_bytes
+
+
+def zip_names(path: Path) -> set[str]:
+    """Names inside a ZIP file, to tell its kind; `FormatNotAllowed` if it is none."""
+    with open_regular(path) as file, _open_zip(path.name, file) as archive:
+        return set(archive.namelist())
+
+
+def check_expansion(name: str, packed: int, unpacked: int) -> None:
+    """`FormatNotAllowed` for an archive that unpacks to implausibly much."""
+    if unpacked > MAX_UNPACKED_BYTES or (
+        unpacked > FREE_EXPANSION_BYTES and unpacked > packed * MAX_EXPANSION
+    ):
+        raise FormatNotAllowed(f"{name!r} would unpack from {packed} to {unpacked} bytes")
+
+
+def _open_zip(name: str, file: BufferedReader) -> zipfile.ZipFile:
+    if file.read(4) != b"PK\x03\x04":
+        raise FormatNotAllowed(
+            f"{name!r} is not a ZIP file, or has something before it",
+            hint="skops files are ZIP files: save the model with skops.io.dump",
+        )
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise FormatNotAllowed(f"{name!r} is a damaged ZIP file") from error
+    if len(archive.infolist()) > MAX_MEMBERS:
+        raise FormatNotAllowed(f"{name!r} has over {MAX_MEMBERS} members")
+    return archive
+
+
+def _check_members(name: str, archive: zipfile.ZipFile) -> set[str]:
+    seen: set[str] = set()
+    for member in archive.infolist():
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if member.is_dir() or kind not in (0, stat.S_IFREG) or member.flag_bits & 1:
+            raise FormatNotAllowed(f"{name!r} holds {member.filename!r}, which is no plain file")
+        try:
+            safe_relative_path(member.filename)
+            archive.open(member).close()  # compares the member's own header with the directory
+        except (InvalidInput, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+            raise FormatNotAllowed(f"{name!r} holds {member.filename!r}: {error}") from error
+        if member.filename in seen:
+            raise FormatNotAllowed(f"{name!r} holds {member.filename!r} twice")
+        seen.add(member.filename)
+    packed = sum(member.compress_size for member in archive.infolist())
+    check_expansion(name, packed, sum(member.file_size for member in archive.infolist()))
+    return seen

@@ -1,0 +1,8 @@
+"""Steps of the database's schema, oldest first; Alembic runs those that are missing."""
+
+from __future__ import annotations
+
+REVISIONS = ("0001",)
+"""Every revision up to this Wherry's; a test compares it with the files in `versions`."""
+
+HEAD = REVISIONS[-1]

@@ -1,0 +1,211 @@
+"""Every table of the database, in one place.
+
+Times are Unix seconds (float), ids are text made by `wherry.storage.database.new_id`, and columns
+said to hold JSON are text that msgspec wrote. A change here needs a step in `migrations/versions`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Big = BigInteger().with_variant(Integer(), "sqlite")
+"""64 bits everywhere; SQLite counts up an id only when its type is called INTEGER."""
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("digest", Text, nullable=False, unique=True),  # HMAC-SHA-256 of the secret, hex
+    Column("scopes", Text, nullable=False, server_default="[]"),  # JSON list
+    Column("deployments", Text, nullable=False, server_default="[]"),  # JSON list, empty = all
+    Column("limits", Text, nullable=False, server_default="{}"),  # JSON of schema.KeyLimits
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("changed_revision", Big, nullable=False, server_default="0"),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("last_number", Integer, nullable=False, server_default="0"),  # never given out twice
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("team_id", "name"),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model_id", Text, ForeignKey("models.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("digest", Text, nullable=False, index=True),  # `sha256:…` of the bundle
+    Column("manifest", Text, nullable=False),  # TOML
+    Column("files", Text, nullable=False),  # JSON list of {path, size, sha256}
+    Column("size_bytes", Big, nullable=False),
+    Column("memory_mib", Integer, nullable=False, server_default="0"),
+    Column("load_seconds", Float, nullable=False, server_default="0"),
+    Column("environment", Text, nullable=False, server_default=""),  # digest of its Python venv
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("model_id", "number"),
+    UniqueConstraint("model_id", "digest"),
+)
+
+version_blobs = Table(
+    "version_blobs",
+    metadata,
+    Column("version_id", Text, ForeignKey("versions.id", ondelete="CASCADE"), nullable=False),
+    Column("sha256", Text, nullable=False, index=True),
+    PrimaryKeyConstraint("version_id", "sha256"),
+)
+"""Which blobs a version needs, so that the last user of a blob can be found."""
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("model_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("version_number", Integer, nullable=False),
+    PrimaryKeyConstraint("model_id", "name"),
+    ForeignKeyConstraint(
+        ["model_id", "version_number"],
+        ["versions.model_id", "versions.number"],
+        ondelete="CASCADE",
+    ),
+)
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("spec", Text, nullable=False),  # JSON of schema.DeploymentSpec
+    Column("generation", Integer, nullable=False, server_default="1"),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("team_id", "name"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("request", Text, nullable=False, server_default="{}"),  # JSON
+    Column("progress", Text, nullable=False, server_default="{}"),  # JSON of schema.Progress
+    Column("result", Text, nullable=False, server_default="{}"),  # JSON
+    Column("error", Text, nullable=False, server_default=""),
+    Column("hint", Text, nullable=False, server_default=""),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Index(None, "team_id", "created_at"),
+    Index(None, "state"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("team_id", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("what", Text, nullable=False),
+    Column("data", Text, nullable=False, server_default="{}"),  # JSON
+    Index(None, "team_id", "id"),
+    sqlite_autoincrement=True,  # an id is never used again: clients resume after the last they saw
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("day", Text, nullable=False),  # UTC, YYYY-MM-DD
+    Column("team_id", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("deployment", Text, nullable=False),
+    Column("model", Text, nullable=False, server_default=""),
+    Column("version", Integer, nullable=False, server_default="0"),
+    Column("digest", Text, nullable=False, server_default=""),
+    Column("door", Text, nullable=False, server_default=""),
+    Column("task", Text, nullable=False, server_default=""),
+    Column("status", Integer, nullable=False),
+    Column("code", Text, nullable=False, server_default=""),
+    Column("input_tokens", Big, nullable=False, server_default="0"),
+    Column("output_tokens", Big, nullable=False, server_default="0"),
+    Column("rows", Big, nullable=False, server_default="0"),
+    Column("queued_ms", Float, nullable=False, server_default="0"),
+    Column("run_ms", Float, nullable=False, server_default="0"),
+    Column("total_ms", Float, nullable=False, server_default="0"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Index(None, "team_id", "day"),
+    Index(None, "team_id", "key_id", "day"),
+    Index(None, "team_id", "model", "day"),
+    Index(None, "team_id", "deployment", "at"),
+)
+"""What each request used; rows outlive the keys and deployments they name."""
+
+ledger_offsets = Table(
+    "ledger_offsets",
+    metadata,
+    Column("gateway", Text, nullable=False),
+    Column("segment", Text, nullable=False),
+    Column("offset", Big, nullable=False),
+    PrimaryKeyConstraint("gateway", "segment"),
+)
+"""How far each journal segment has been read, written with the rows that came from it."""
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Big, nullable=False, server_default="0"),
+)
+"""Counters that grow with every change of `keys`, `deployments`, `models`, `jobs`: cheap to poll."""

@@ -1,0 +1,458 @@
+"""Inside one worker: requests in, batches or streams through the runtime, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from wherry import errors, frames
+from wherry.frames import Call, Connection, Failure, Frame, Kind, Outcome, Usage
+from wherry.models.bundle import Bundle, open_bundle
+from wherry.models.codecs.catalog import find_codec
+from wherry.models.codecs.codec import Codec, Decoded, StreamEncoder
+from wherry.models.tasks.catalog import find_task
+from wherry.worker.batcher import Batcher, Waiting
+from wherry.worker.executor import Executor, run_batch
+from wherry.worker.runtimes.catalog import create_runtime
+from wherry.worker.runtimes.runtime import BatchRuntime, ConcurrentRuntime, ItemError, Runtime
+from wherry.worker.spec import WorkerConfig
+
+INLINE_BYTES = 16 << 10
+"""Larger bodies are decoded and prepared in a thread, so that one does not delay the others."""
+CREDIT_BYTES = 4 << 20
+DRAINING = "draining"
+
+decode_call = msgspec.msgpack.Decoder(Call).decode
+decode_hello = msgspec.msgpack.Decoder(frames.Hello).decode
+decode_proof = msgspec.msgpack.Decoder(frames.Proof).decode
+
+
+class Work:
+    """One request on its way through the worker."""
+
+    __slots__ = (
+        "arrived",
+        "call",
+        "cancelled",
+        "codec",
+        "deadline",
+        "decoded",
+        "encoder",
+        "finished",
+        "outputs",
+        "peer",
+        "remaining",
+        "request_id",
+        "started",
+        "usage",
+    )
+
+    def __init__(self, peer: Peer, request_id: int, call: Call) -> None:
+        self.peer = peer
+        self.request_id = request_id
+        self.call = call
+        self.arrived = time.monotonic()
+        self.deadline = self.arrived + call.deadline_ms / 1000
+        self.started = 0.0
+        self.cancelled = threading.Event()
+        self.finished = False
+        self.remaining = 0
+        self.usage = Usage()
+        self.codec: Codec
+        self.decoded: Decoded
+        self.outputs: list[Any] = []
+        self.encoder: StreamEncoder | None = None
+
+    def is_unwanted(self, now: float) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.finished or self.cancelled.is_set() or now > self.deadline
+
+
+class Peer:
+    """One gateway's connection. Nothing is accepted before the mutual hello."""
+
+    def __init__(self, worker: Worker, connected: socket.socket) -> None:
+        self.worker = worker
+        self.works: dict[int, Work] = {}
+        self._nonce = b""
+        self._theirs = b""
+        self.is_trusted = False
+        self.connection = Connection(connected, self._on_frame, self._on_close)
+
+    def _on_frame(self, frame: Frame) -> None:
+        try:
+            if self.is_trusted:
+                self._on_trusted_frame(frame)
+            else:
+                self._on_hello(frame)
+        except Exception:  # noqa: BLE001 - a faulty frame costs its connection, not the worker
+            traceback.print_exc(file=sys.stderr)
+            self.connection.close()
+
+    def _on_hello(self, frame: Frame) -> None:
+        spec = self.worker.config.spec
+        if frame.kind == Kind.HELLO and not self._nonce:
+            hello = decode_hello(frame.header)
+            if hello.version != frames.VERSION:
+                raise ValueError(f"the gateway speaks version {hello.version}")
+            self._nonce, self._theirs = secrets.token_bytes(16), hello.nonce
+            proof = frames.prove(spec.token, "worker", spec.id, self._theirs, self._nonce)
+            challenge = frames.Challenge(frames.VERSION, spec.id, self._nonce, proof)
+            self.connection.send(Kind.CHALLENGE, header=challenge)
+            return
+        proof = frames.prove(spec.token, "gateway", spec.id, self._nonce, self._theirs)
+        if frame.kind != Kind.PROOF or not hmac.compare_digest(
+            decode_proof(frame.header).proof, proof
+        ):
+            self.connection.close()
+            return
+        self.is_trusted = True
+        ready = frames.Ready(self.worker.credits, CREDIT_BYTES)
+        self.connection.send(Kind.READY, header=ready)
+
+    def _on_trusted_frame(self, frame: Frame) -> None:
+        if frame.kind == Kind.REQUEST:
+            work = Work(self, frame.request_id, decode_call(frame.header))
+            self.works[frame.request_id] = work
+            self.worker.accept(work, frame.payload)
+        elif frame.kind == Kind.CANCEL:
+            work = self.works.get(frame.request_id)
+            if work is not None:
+                self.worker.cancel(work)
+        elif frame.kind == Kind.PING:
+            self.connection.send(Kind.PONG, header=self.worker.progress())
+
+    def _on_close(self) -> None:
+        self.worker.peers.discard(self)
+        for work in list(self.works.values()):
+            self.worker.cancel(work)
+
+
+class Worker:
+    """One bundle, its runtime, and the gateways that talk to it."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self.executor = Executor(self.loop)
+        self.peers: set[Peer] = set()
+        self.bundle: Bundle = open_bundle(_path(config.bundle_folder))
+        self.task = find_task(self.bundle.manifest.task)
+        self.task_config = self.bundle.manifest.task_config()
+        self.runtime: Runtime = create_runtime(self.bundle.manifest.runtime)
+        self._codecs: dict[str, Codec] = {}
+        self._batcher: Batcher[tuple[Work, int]] = Batcher(1)
+        self._is_running = False
+        self._slots = asyncio.Semaphore(1)
+        self._streams: set[asyncio.Task[None]] = set()
+        self._streams_finished = 0
+        self.draining = False
+        self._drained = asyncio.Event()
+        self.credits = config.spec.max_frame_credits
+
+    async def load(self) -> None:
+        """Open the model in the thread that will run it."""
+        configure = getattr(self.runtime, "configure", None)
+        if configure is not None:
+            configure(
+                secrets=self.config.spec.secrets, options=self.config.spec.runtime_options
+            )
+        device = self.config.spec.device
+        await self.executor.call(lambda: self.runtime.load(self.bundle, device))
+        if isinstance(self.runtime, BatchRuntime):
+            rows = self.bundle.manifest.max_batch_rows or self.runtime.max_batch_rows
+            self._batcher = Batcher(rows, self.runtime.max_batch_cost)
+            self.credits = max(self.credits, 2 * rows)
+        else:
+            self._slots = asyncio.Semaphore(self.runtime.max_concurrency)
+            self.credits = max(2, 2 * self.runtime.max_concurrency)
+
+    def connect(self, connected: socket.socket) -> None:
+        """Take a connection that was accepted."""
+        self.peers.add(Peer(self, connected))
+
+    def progress(self) -> frames.Pong:
+        """Evidence that the executor moves."""
+        busy_since = self.executor.busy_since
+        busy_ms = int((time.monotonic() - busy_since) * 1000) if busy_since else 0
+        return frames.Pong(
+            self.executor.finished + self._streams_finished, busy_ms, len(self._batcher)
+        )
+
+    # ---------------------------------------------------------------------- one request
+
+    def accept(self, work: Work, body: memoryview) -> None:
+        """Decode and prepare a request, then let it wait for its turn."""
+        if self.draining:
+            self.fail(work, Failure(DRAINING, "the worker is stopping"))
+        elif len(body) <= INLINE_BYTES:
+            self._admit(work, *_attempt(lambda: self._understand(work, body)))
+        else:
+            # a large body must not delay the small ones of others
+            def understood(result: asyncio.Future[Any]) -> None:
+                self._admit(work, *result.result())
+
+            future = self.loop.run_in_executor(
+                None, lambda: _attempt(lambda: self._understand(work, body))
+            )
+            future.add_done_callback(understood)
+
+    def _understand(self, work: Work, body: memoryview) -> list[Any]:
+        """Items of the request; prepared ones for a batch runtime."""
+        call = work.call
+        codec = self._codecs.get(call.codec)
+        if codec is None:
+            codec = self._codecs[call.codec] = find_codec(call.codec)
+        if codec.tasks and self.task.name not in codec.tasks:
+            raise errors.InvalidInput(
+                f"the model {call.deployment!r} does {self.task.name}, which this endpoint "
+                f"does not serve",
+                param="model",
+            )
+        work.codec = codec
+        work.decoded = codec.decode(body, call, self.task, self.task_config)
+        items = work.decoded.items
+        if call.stream:
+            start = getattr(codec, "stream", None)
+            if start is None or isinstance(self.runtime, BatchRuntime):
+                raise errors.InvalidInput(
+                    f"the model {call.deployment!r} does not stream", param="stream"
+                )
+            work.encoder = start(work.decoded, call)
+        if isinstance(self.runtime, BatchRuntime):
+            return [self.runtime.prepare(item) for item in items]
+        return list(items)
+
+    def _admit(self, work: Work, items: list[Any] | None, error: BaseException | None) -> None:
+        if work.finished:
+            return
+        if error is not None or items is None:
+            self.fail(work, failure_of(error))
+        elif work.is_unwanted(time.monotonic()):
+            self.fail(work, _unwanted(work))
+        elif not items:
+            self.succeed(work)
+        else:
+            work.remaining = len(items)
+            work.outputs = [None] * len(items)
+            if isinstance(self.runtime, BatchRuntime):
+                for index, prepared in enumerate(items):
+                    self._batcher.add(Waiting((work, index), prepared, work.deadline))
+                self._run_next()
+            else:
+                for index, item in enumerate(items):
+                    self._start_stream(work, index, item)
+
+    def cancel(self, work: Work) -> None:
+        """The gateway does not want it any more; its final frame still follows."""
+        work.cancelled.set()
+        if not work.started and isinstance(self.runtime, BatchRuntime):
+            self._drop_unwanted()
+
+    def mark_started(self, works: list[Work]) -> None:
+        """Tell the gateways before the model sees anything (see `wherry.frames`)."""
+        now = time.monotonic()
+        fresh: dict[Peer, list[int]] = {}
+        for work in works:
+            if not work.started:
+                work.started = now
+                fresh.setdefault(work.peer, []).append(work.request_id)
+        for peer, request_ids in fresh.items():
+            peer.connection.send(Kind.STARTED, header=request_ids, now=True)
+
+    def succeed(self, work: Work) -> None:
+        """Encode and send the answer of a request whose items are all done."""
+        if work.finished:
+            return
+        if work.encoder is not None:
+            self._finish(work, Kind.END, self._outcome(work), b"")
+            return
+        try:
+            reply = work.codec.encode(
+                work.decoded, work.outputs, work.call, self.task, self.task_config
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
+            self.fail(work, failure_of(error))
+            return
+        outcome = self._outcome(work)
+        outcome.content_type, outcome.headers = reply.content_type, reply.headers
+        self._finish(work, Kind.RESULT, outcome, reply.body)
+
+    def fail(self, work: Work, failure: Failure) -> None:
+        """Send the error of a request; the first one wins."""
+        if not work.finished:
+            failure.usage = work.usage
+            self._finish(work, Kind.FAILURE, failure, b"")
+
+    def _outcome(self, work: Work) -> Outcome:
+        now = time.monotonic()
+        started = work.started or now
+        return Outcome(
+            work.usage,
+            queued_us=int((started - work.arrived) * 1e6),
+            run_us=int((now - started) * 1e6),
+        )
+
+    def _finish(self, work: Work, kind: Kind, header: Any, payload: Any) -> None:
+        work.finished = True
+        work.peer.works.pop(work.request_id, None)
+        work.peer.connection.send(kind, work.request_id, header, payload)
+        if self.draining:
+            self._check_drained()
+
+    # ---------------------------------------------------------------------- batches
+
+    def _drop_unwanted(self) -> None:
+        now = time.monotonic()
+        for waiting in self._batcher.drop(lambda item: item.owner[0].is_unwanted(now)):
+            self.fail(waiting.owner[0], _unwanted(waiting.owner[0]))
+
+    def _run_next(self) -> None:
+        if self._is_running or not len(self._batcher):
+            return
+        self._drop_unwanted()
+        batch = self._batcher.take()
+        if not batch:
+            return
+        self._is_running = True
+        self.mark_started([waiting.owner[0] for waiting in batch])
+        runtime = self.runtime
+        assert isinstance(runtime, BatchRuntime)
+        prepared = [waiting.prepared for waiting in batch]
+        self.executor.submit(
+            lambda: run_batch(runtime, prepared),
+            lambda results, error: self._batch_done(batch, results, error),
+        )
+
+    def _batch_done(
+        self,
+        batch: list[Waiting[tuple[Work, int]]],
+        results: list[Any] | None,
+        error: BaseException | None,
+    ) -> None:
+        self._is_running = False
+        self._run_next()  # first: the executor works while this thread encodes
+        for position, waiting in enumerate(batch):
+            work, index = waiting.owner
+            if error is not None or results is None:
+                self.fail(work, failure_of(error))
+                continue
+            result = results[position]
+            if isinstance(result, ItemError):
+                self.fail(work, Failure(result.code, result.message))
+                continue
+            work.outputs[index] = result
+            work.usage += result.usage
+            work.remaining -= 1
+            if work.remaining == 0:
+                self.succeed(work)
+
+    # ---------------------------------------------------------------------- streams
+
+    def _start_stream(self, work: Work, index: int, item: Any) -> None:
+        stream = self.loop.create_task(self._stream(work, index, item))
+        self._streams.add(stream)
+        stream.add_done_callback(self._streams.discard)
+
+    async def _stream(self, work: Work, index: int, item: Any) -> None:
+        outputs: list[Any] = []
+        runtime = self.runtime
+        assert isinstance(runtime, ConcurrentRuntime)
+        try:
+            async with self._slots:
+                if work.is_unwanted(time.monotonic()):
+                    self.fail(work, _unwanted(work))
+                    return
+                self.mark_started([work])
+                timer = self.loop.call_at(work.deadline, work.cancelled.set)
+                try:
+                    async for output in runtime.stream(item, work.cancelled, work.call.tenant):
+                        work.usage += output.usage
+                        if work.encoder is not None:
+                            self._send_event(work, index, output)
+                        else:
+                            outputs.append(output)
+                finally:
+                    timer.cancel()
+            if work.cancelled.is_set():
+                self.fail(work, _unwanted(work))
+                return
+            self._item_done(work, index, outputs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
+            work.cancelled.set()  # its other choices need not go on
+            self.fail(work, failure_of(error))
+        finally:
+            self._streams_finished += 1
+
+    def _send_event(self, work: Work, index: int, output: Any) -> None:
+        assert work.encoder is not None
+        event = work.encoder.event(index, output)
+        if event and not work.finished:
+            work.peer.connection.send(Kind.CHUNK, work.request_id, payload=event)
+
+    def _item_done(self, work: Work, index: int, outputs: list[Any]) -> None:
+        if work.encoder is None:
+            join: Callable[[list[Any]], Any] = self.task.join  # type: ignore[attr-defined]
+            work.outputs[index] = join(outputs)
+        work.remaining -= 1
+        if work.remaining:
+            return
+        if work.encoder is not None and not work.finished:
+            work.peer.connection.send(
+                Kind.CHUNK, work.request_id, payload=work.encoder.end(work.usage)
+            )
+        self.succeed(work)
+
+    # ---------------------------------------------------------------------- the end
+
+    async def drain(self) -> None:
+        """Finish what was accepted, take nothing new, return when idle."""
+        self.draining = True
+        self._check_drained()
+        await self._drained.wait()
+        await asyncio.sleep(0)  # let the last frames leave
+        for peer in list(self.peers):
+            peer.connection.close_when_sent()
+
+    def _check_drained(self) -> None:
+        if not any(peer.works for peer in self.peers):
+            self._drained.set()
+
+
+def _path(folder: str) -> Any:
+    from pathlib import Path
+
+    return Path(folder)
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001 - carried to the loop, which ends the request
+        return None, error
+
+
+def _unwanted(work: Work) -> Failure:
+    if time.monotonic() > work.deadline:
+        return Failure("timed_out", "the deadline passed before the model answered")
+    return Failure("cancelled", "the client went away")
+
+
+def failure_of(error: BaseException | None) -> Failure:
+    """An error as it crosses to the gateway; a bug is logged whole and told without detail."""
+    if isinstance(error, errors.WherryError):
+        retry_after = error.retry_after_seconds if isinstance(error, errors.TryLater) else 0.0
+        return Failure(error.code, error.message, error.hint, error.param, retry_after)
+    if error is not None:
+        traceback.print_exception(error, file=sys.stderr)
+    return Failure("model_failed", "the model failed on this input")

@@ -1,0 +1,35 @@
+"""Names of runtimes → where they are; listing them loads none."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from wherry.errors import InvalidInput, MissingExtra
+from wherry.worker.runtimes.runtime import Runtime
+
+BUILT_IN: dict[str, tuple[str, str]] = {
+    "onnx": ("wherry.worker.runtimes.onnx:OnnxRuntime", "onnx"),
+    "sklearn": ("wherry.worker.runtimes.sklearn:SklearnRuntime", "sklearn"),
+    "llama_cpp": ("wherry.worker.runtimes.llama_cpp:LlamaCppRuntime", "llama-cpp"),
+    "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
+    "upstream": ("wherry.worker.runtimes.upstream:UpstreamRuntime", ""),
+}
+"""Name → (import string, the extra of `pip install 'wherry[extra]'` it needs)."""
+
+
+def create_runtime(name: str) -> Runtime:
+    """A new runtime, not loaded; `MissingExtra` prints the pip command."""
+    if name in BUILT_IN:
+        path, extra = BUILT_IN[name]
+        module, attribute = path.split(":")
+        try:
+            return getattr(import_module(module), attribute)()
+        except ModuleNotFoundError as error:
+            raise MissingExtra(
+                f"runtime {name!r} needs the package {error.name!r}",
+                hint=f"pip install 'wherry[{extra}]'",
+            ) from error
+    for point in entry_points(group="wherry.runtimes", name=name):
+        return point.load()()
+    raise InvalidInput(f"unknown runtime {name!r}", hint="known: " + ", ".join(sorted(BUILT_IN)))

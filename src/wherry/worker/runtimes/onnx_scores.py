@@ -1,0 +1,89 @@
+# pyright: standard
+"""A row of numbers from a graph → scores of labels; and reading a bundle's options."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+import numpy as np
+
+from wherry.errors import InvalidInput, ModelFailed
+from wherry.models.bundle import Bundle
+from wherry.models.tasks.classification import Classification
+from wherry.models.tasks.task import Usage
+from wherry.worker.runtimes.onnx_graph import Array
+
+SUM_SLACK = 1e-3
+"""How far a sum of probabilities may be from 1 (half precision)."""
+
+Options = TypeVar("Options")
+
+
+class ScoreOptions(msgspec.Struct, frozen=True):
+    """The part of a bundle's `[options]` that says what the numbers mean."""
+
+    function: Literal["auto", "softmax", "sigmoid", "none"] = "auto"
+    """`softmax`: one label holds; `sigmoid`: each may; `none`: they are scores already. `auto` is
+    `none` if a trial gave probabilities that sum to 1, else `softmax`."""
+
+
+def read_options(bundle: Bundle, kind: type[Options]) -> Options:
+    """The bundle's options as a struct; others than the struct's belong to someone else."""
+    try:
+        return msgspec.convert(bundle.manifest.options, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
+
+
+class ScoreHead:
+    """Logits or probabilities to scores, float32 [rows, labels].
+
+    Args:
+        bundle: Its labels, and the option `function`.
+        trial: What the graph gave for some input, float32 [numbers].
+    """
+
+    def __init__(self, bundle: Bundle, trial: Array) -> None:
+        if trial.ndim != 1:
+            raise InvalidInput(f"the model gives {trial.ndim} dimensions of numbers for each input")
+        function = read_options(bundle, ScoreOptions).function
+        # one number for two labels: the probability, or the logit, of the second
+        self._is_binary = len(trial) == 1 and len(bundle.manifest.labels) in (0, 2)
+        if function == "auto":
+            function = "sigmoid" if self._is_binary else "softmax"
+            if not self._is_binary and _are_probabilities(trial):
+                function = "none"
+        self._function = function
+        self.labels = self._check_labels(bundle, 2 if self._is_binary else len(trial))
+
+    def _check_labels(self, bundle: Bundle, count: int) -> tuple[str, ...]:
+        labels = bundle.manifest.labels or tuple(f"LABEL_{index}" for index in range(count))
+        if len(labels) != count:
+            raise InvalidInput(
+                f"the bundle names {len(labels)} labels, the model gives {count} scores"
+            )
+        return labels
+
+    def scores(self, rows: Array) -> Array:
+        """Scores of the labels; `rows` is float32 [rows, numbers]."""
+        if self._function == "softmax":
+            powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+            return powers / powers.sum(axis=1, keepdims=True)
+        if self._function == "sigmoid":
+            rows = 0.5 * (1.0 + np.tanh(0.5 * rows))  # never overflows
+        return np.concatenate([1.0 - rows, rows], axis=1) if self._is_binary else rows
+
+    def output_of(self, scores: Array, usage: Usage) -> Classification:
+        """The answer for one row of `scores`."""
+        return Classification(labels=self.labels, scores=scores, usage=usage)
+
+
+def check_rows(found: Array, count: int) -> None:
+    """The graph answered `count` inputs with as many rows, or it is `ModelFailed`."""
+    if found.ndim == 0 or len(found) != count:
+        raise ModelFailed(f"the model answered {count} inputs with shape {list(found.shape)}")
+
+
+def _are_probabilities(row: Array) -> bool:
+    return bool((row >= 0).all() and abs(float(row.sum()) - 1.0) <= SUM_SLACK)

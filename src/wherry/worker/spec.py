@@ -1,0 +1,82 @@
+"""What the controller tells the launcher, the launcher tells the worker, and the worker reports."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of a bundle."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker to run: everything the launcher needs, and nothing of users or databases."""
+
+    id: str
+    generation: int = 1
+    """Grows with every attempt; fences what an earlier one may still do."""
+    deployment: str
+    """`team/name`, for titles and logs only."""
+    model: str
+    version: int
+    replica: int = 0
+    digest: str
+    files: tuple[FileEntry, ...]
+    """Empty for a bundle folder that is not in the blob store (`bundle_folder` is used as is)."""
+    bundle_folder: str = ""
+    device: str = "cpu"
+    token: bytes = b""
+    """Shared by this worker and the gateways, for the mutual hello."""
+    secrets: dict[str, str] = {}
+    """Only for trusted runtimes (`upstream`)."""
+    runtime_options: dict[str, Any] = {}
+    """The operator's settings that a runtime must know (`allow_pickle`, `trusted_types`)."""
+    environment: str = ""
+    """Digest of the Python environment; empty = the one that Wherry runs in."""
+    memory_mib: int = 0
+    max_frame_credits: int = 64
+
+    @property
+    def title(self) -> str:
+        """The process title."""
+        name = self.deployment.removeprefix("default/")
+        return f"wherry: worker {name}@{self.version} #{self.replica}"
+
+
+class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Read by the launcher from the descriptor it is given."""
+
+    spec: WorkerSpec
+    blobs_folder: str
+    bundles_folder: str
+    environments_folder: str
+    scratch_folder: str
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Read by the worker from the descriptor it is given: no more than it needs."""
+
+    spec: WorkerSpec
+    bundle_folder: str
+
+
+class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of JSON from launcher or worker to the placement."""
+
+    state: Literal["fetching", "loading", "ready", "alive", "failed"]
+    detail: str = ""
+    """For `failed`: an error code and a message, `code: message`."""
+    hint: str = ""
+    load_seconds: float = 0.0
+    memory_mib: int = 0
+    busy_ms: int = 0
+    """For `alive`: age of the batch that runs now."""
+    finished: int = 0
+    calibration: dict[str, Any] = {}
+    """What the runtime chose at load (threads, batch sizes), for `wherry show`."""
