@@ -25,6 +25,7 @@ from wherry.errors import InvalidInput
 from wherry.storage.database import Database
 from wherry.storage.segment import OutcomeRecord, Segment, encode_frame, list_segments
 from wherry.storage.tables import ledger as ledger_table
+from wherry.storage.tables import ledger_offsets
 
 DAY = 86_400.0
 
@@ -84,6 +85,9 @@ def test_a_live_segment_is_read_as_it_grows(
     segment.append(frames[1:])
     assert ledger.ingest() == 2
     segment.close()
+    with database.read() as connection:  # what was read is not read again
+        offset = connection.scalar(select(ledger_offsets.c.offset))
+    assert offset == segment.size
 
 
 def test_a_request_that_was_journalled_twice_counts_once(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 from tests.client.twin import KEY, Twin, run_twin
+
 from wherry import Client
 
 

@@ -7,8 +7,8 @@ import inspect
 from pathlib import Path
 
 import pytest
-
 from tests.client.twin import KEY, Twin
+
 from wherry import AsyncClient, Client, errors
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.client.twin import KEY, Twin
+
 from wherry import Client, errors
 from wherry.client.schema import DeploymentSpec, Job, LogLine, Progress
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ EVENTS = [
 def test_events_are_the_same_wherever_the_bytes_are_split(cuts: list[int]):
     parser = EventParser()
     edges = [0, *sorted(cuts), len(STREAM)]
-    pieces = [STREAM[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [STREAM[start:end] for start, end in itertools.pairwise(edges)]
     assert [event for piece in pieces for event in parser.feed(piece)] == EVENTS
 
 
@@ -38,6 +40,7 @@ def test_byte_by_byte():
 
 def test_an_event_without_end_is_refused():
     parser = EventParser()
+    for _ in range(MAX_EVENT_BYTES >> 20):
+        assert parser.feed(b"x" * (1 << 20)) == []
     with pytest.raises(TooLarge):
-        for _ in range(MAX_EVENT_BYTES // (1 << 20) + 1):
-            parser.feed(b"x" * (1 << 20))
+        parser.feed(b"x")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tests.client.twin import Twin
+
 from wherry import Client, errors
 from wherry.client.calls import uploads
 from wherry.client.schema import Progress

@@ -204,7 +204,7 @@ class Twin:
     async def set_alias(self, request: Request) -> Any:
         body = await read(request, schema.AliasRequest)
         model = find(self.models, request.path_params["model"], "model")
-        find({number: 1 for number in model.versions}, body.version, "version")
+        find(dict.fromkeys(model.versions, 1), body.version, "version")
         aliases = {**model.aliases, request.path_params["alias"]: body.version}
         if not body.dry_run:
             model.aliases = aliases

@@ -66,15 +66,16 @@ class House:
         )
 
     def break_database(self) -> None:
-        """Put a folder where the file was: new connections fail until it is mended."""
+        """Put something else where the file was: nothing can be read until it is mended."""
         self.database.close()
         for file in self.folder.glob("wherry.db*"):
             file.rename(file.with_name(f"moved-{file.name}"))
-        (self.folder / "wherry.db").mkdir()
+        (self.folder / "wherry.db").write_bytes(b"no database " * 1000)
 
     def mend_database(self) -> None:
         self.database.close()
-        (self.folder / "wherry.db").rmdir()
+        for file in self.folder.glob("wherry.db*"):
+            file.unlink()
         for file in self.folder.glob("moved-*"):
             file.rename(file.with_name(file.name.removeprefix("moved-")))
 
@@ -389,7 +390,9 @@ def test_while_the_database_is_down_known_keys_go_on_and_others_wait(house: Hous
         await wait_until_refused(authenticator, revoked.secret)
         house.break_database()
         assert (await authenticator.authenticate(bearer(known.secret), "::1")).key_id == known.id
-        for secret in (unknown.secret, revoked.secret, "wh-wrong"):
+        with pytest.raises(NotAuthenticated):  # refused a moment ago, and still
+            await authenticator.authenticate(bearer(revoked.secret), "::1")
+        for secret in (unknown.secret, "wh-wrong"):
             with pytest.raises(Unavailable) as refused:
                 await authenticator.authenticate(bearer(secret), "::1")
             assert "wherry.db" not in refused.value.text
@@ -427,8 +430,7 @@ def test_an_address_that_sends_many_bad_keys_is_told_to_wait(house: House) -> No
                 await authenticator.authenticate(bearer(f"wh-{number % 7}"), "10.0.0.1")
             except NotAuthenticated:
                 refusals += 1
-            except QuotaExceeded as error:
-                assert error.retry_after_seconds > 0
+            except QuotaExceeded:
                 break
         assert authenticate.FAILURES_PER_MINUTE <= refusals < authenticate.FAILURES_PER_MINUTE + 50
         await authenticator.authenticate(bearer(good.secret), "10.0.0.1")  # known: not hindered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import shutil
@@ -297,6 +298,58 @@ def test_while_it_cannot_recover_it_says_so(
 
     run(story)
     assert ids_below(tmp_path) == ["req-000002"]
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_failed_sync_is_told_and_its_segment_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    real_sync, broken = os.fdatasync, [True]
+
+    def sync(fd: int) -> None:
+        if broken[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real_sync(fd)
+
+    async def story() -> None:
+        writer = JournalWriter(tmp_path, "g", durability=durability)
+        first = writer.segment_path
+        monkeypatch.setattr(os, "fdatasync", sync)
+        if durability == "power":  # nobody may be told that the disk has it
+            with pytest.raises(Unavailable):
+                await append(writer, make_record(1))
+        else:
+            await append(writer, make_record(1))
+        await wait_until(lambda: writer.failures == 1)
+        broken[0] = False
+        await wait_until(lambda: writer.healthy)
+        await append(writer, make_record(2))
+        assert writer.segment_path != first
+        assert ids_in(writer.segment_path) == ["req-000002"]
+        await writer.close()
+
+    run(story)
+
+
+def test_in_power_mode_no_reply_leaves_before_the_sync_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_sync, happened = os.fdatasync, list[str]()
+
+    def sync(fd: int) -> None:
+        real_sync(fd)
+        happened.append("synced")
+
+    async def story() -> None:
+        writer = JournalWriter(tmp_path, "g", durability="power")
+        monkeypatch.setattr(os, "fdatasync", sync)
+        for number in range(3):
+            writer.append(make_record(number), lambda _: happened.append("replied"))
+            await wait_until(lambda n=number: happened.count("replied") == n + 1)
+        assert happened == ["synced", "replied"] * 3
+        await writer.close()
+
+    run(story)
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_the_start(tmp_path: Path) -> None:

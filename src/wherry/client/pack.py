@@ -412,13 +412,16 @@ def describe_outputs(
 
 def dump_estimator(model: Any, wishes: Wishes) -> bytes:
     """The model as skops writes it; types that the server would refuse are named here already."""
+    from wherry.models.tasks.sklearn_types import TRUSTED_SKLEARN_TYPES
+
     try:
         import skops.io
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
+    trusted = TRUSTED_SKLEARN_TYPES.union(wishes.trusted_types)
     try:
         data = skops.io.dumps(model)
-        refused = set(skops.io.get_untrusted_types(data=data)) - set(wishes.trusted_types)
+        refused = set(skops.io.get_untrusted_types(data=data)) - trusted
     except Exception as error:  # skops meets objects of any kind
         raise FormatNotAllowed(
             f"{wishes.name!r} cannot be written by skops: {error}",

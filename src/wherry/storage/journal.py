@@ -131,7 +131,9 @@ class JournalWriter:
             self._loop.call_soon(self._flush)
 
     async def close(self) -> None:
-        """Write and sync what is left, then let go of the segment."""
+        """Write and sync what is left, then let go of the segment; a second call does nothing."""
+        if self._is_closed:
+            return
         self._is_closed = True
         while self._frames or (self._waits_for_disk and self._is_sync_planned):
             self._flush()

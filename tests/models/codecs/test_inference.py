@@ -540,3 +540,40 @@ def test_a_body_that_is_not_what_its_encoding_says_is_refused(body):
 def test_an_unknown_encoding_is_refused():
     with pytest.raises(InvalidInput, match="'br'"):
         decode(b"{}", {"content-encoding": "br"})
+
+
+# ---------------------------------------------------------------------------------- real client
+
+
+def from_client(array, datatype, binary_in, binary_out):
+    client = pytest.importorskip("tritonclient.http")
+    tensor = client.InferInput("X", list(array.shape), datatype)
+    tensor.set_data_from_numpy(array, binary_data=binary_in)
+    wanted = client.InferRequestedOutput("X", binary_data=binary_out)
+    body, length = client.InferenceServerClient.generate_request_body(
+        [tensor], outputs=[wanted], request_id="42"
+    )
+    reply = echo(decode(body, {} if length is None else {HEADER_LENGTH: str(length)}))
+    split = reply.headers.get(HEADER_LENGTH)
+    return client.InferenceServerClient.parse_response_body(
+        bytes(reply.body), header_length=None if split is None else int(split)
+    )
+
+
+@pytest.mark.parametrize("binary_out", [False, True])
+@pytest.mark.parametrize("binary_in", [False, True])
+@pytest.mark.parametrize("datatype", [*type_by_datatype, "BYTES"])
+def test_tritonclient_gets_back_what_it_sent(datatype, binary_in, binary_out):
+    if datatype == "BYTES":
+        array = np.array(["", "naïve 😀", 'a\nb"c'], dtype=object)
+    else:
+        array = np.array([[0, 1, 1]], dtype=type_by_datatype[datatype])
+    found = from_client(array, datatype, binary_in, binary_out)
+    assert found.get_response()["id"] == "42"
+    again = found.as_numpy("X")
+    if datatype == "BYTES":
+        again = [each.decode() if isinstance(each, bytes) else each for each in again]
+        assert again == array.tolist()
+    else:
+        assert again.dtype == array.dtype
+        assert again.tolist() == array.tolist()

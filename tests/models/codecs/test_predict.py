@@ -54,9 +54,23 @@ def test_a_row_in_one_object_out():
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[]", b"null", b"1", b'"a"', b"{", b"{} {}", b"{}", b'{"row":[NaN,1,1,1]}',
-     b'{"row":[1e400,1,1,1]}', b'{"row":"\xff"}', b"\xef\xbb\xbf{}", b'{"row":' + b"[" * 200_000,
-     b'{"row":' * 200_000, b'{"row":[' + b"9" * 4400 + b",1,1,1]}"],
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"1",
+        b'"a"',
+        b"{",
+        b"{} {}",
+        b"{}",
+        b'{"row":[NaN,1,1,1]}',
+        b'{"row":[1e400,1,1,1]}',
+        b'{"row":"\xff"}',
+        b"\xef\xbb\xbf{}",
+        b'{"row":' + b"[" * 200_000,
+        b'{"row":' * 200_000,
+        b'{"row":[' + b"9" * 4400 + b",1,1,1]}",
+    ],
 )
 def test_what_is_no_plain_object_is_refused(body):
     with pytest.raises(InvalidInput):

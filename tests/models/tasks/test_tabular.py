@@ -105,8 +105,14 @@ def test_rows_that_do_not_fit_are_refused(body):
 
 @pytest.mark.parametrize(
     "body",
-    [{"row": [1.5, "a"]}, {"row": [1]}, {"age": 1}, {"age": "1", "city": "a"}, {"rows": [1]},
-     {"age": 2**63, "city": "a"}],
+    [
+        {"row": [1.5, "a"]},
+        {"row": [1]},
+        {"age": 1},
+        {"age": "1", "city": "a"},
+        {"rows": [1]},
+        {"age": 2**63, "city": "a"},
+    ],
 )
 def test_columns_that_do_not_fit_are_refused(body):
     with pytest.raises(InvalidInput):
@@ -150,8 +156,9 @@ def test_tensors_are_checked_against_the_signature():
 def test_columns_of_unequal_length_are_refused():
     cities = np.array([[b"a"]], dtype=object)
     with pytest.raises(InvalidInput, match="different numbers of rows"):
-        TABULAR_CLASSIFICATION.from_tensors({"age": np.zeros(2, dtype=int), "city": cities},
-                                            COLUMNS)
+        TABULAR_CLASSIFICATION.from_tensors(
+            {"age": np.zeros(2, dtype=int), "city": cities}, COLUMNS
+        )
 
 
 def test_the_answer_has_exactly_the_declared_outputs():

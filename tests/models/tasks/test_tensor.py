@@ -76,9 +76,7 @@ def test_the_message_names_what_is_wrong_and_what_is_right():
     with pytest.raises(InvalidInput, match=r"'a' is FP64, the model takes FP32"):
         check_tensors({**pair(), "a": np.zeros((2, 2))}, PAIR.signature.inputs)
     with pytest.raises(InvalidInput, match=r"shape \[2, 3\], the model takes \[-1, 2\]"):
-        check_tensors(
-            {**pair(), "a": np.zeros((2, 3), dtype=np.float32)}, PAIR.signature.inputs
-        )
+        check_tensors({**pair(), "a": np.zeros((2, 3), dtype=np.float32)}, PAIR.signature.inputs)
 
 
 def test_rows_are_counted_where_the_signature_has_rows():

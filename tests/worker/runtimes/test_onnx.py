@@ -543,6 +543,20 @@ def test_a_file_that_is_no_servable_model_is_refused(
     assert str(tmp_path) not in caught.value.text
 
 
+def test_a_graph_that_gives_no_tensor_is_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("SequenceConstruct", ["x"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, ["n"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(FormatNotAllowed, match=r"'y' of type seq\(tensor\(float\)\)") as caught:
+        load(tmp_path, "tensor")
+    assert "zipmap" in caught.value.hint
+
+
 def test_a_graph_that_opens_but_does_not_run_is_found_at_load(tmp_path: Path) -> None:
     write_graph(
         tmp_path / "model.onnx",

@@ -9,14 +9,6 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wherry.storage.tables import aliases, models, teams, version_blobs, versions
 
-MODEL_COLUMNS: tuple[Any, ...] = (
-    models.c.id,
-    models.c.name,
-    models.c.task,
-    models.c.last_number,
-    models.c.created_at,
-    teams.c.name.label("team"),
-)
 DIGESTS_A_QUERY = 500
 """SQLite takes 32 766 parameters, other databases fewer."""
 
@@ -24,7 +16,7 @@ DIGESTS_A_QUERY = 500
 def find_model(connection: Connection, team_id: str, name: str) -> Row[Any] | None:
     """The model of this name, with its team's name."""
     query = (
-        select(*MODEL_COLUMNS)
+        select(models, teams.c.name.label("team"))
         .join(teams, teams.c.id == models.c.team_id)
         .where(models.c.team_id == team_id, models.c.name == name)
     )
@@ -34,7 +26,7 @@ def find_model(connection: Connection, team_id: str, name: str) -> Row[Any] | No
 def list_models(connection: Connection, team_id: str, after: str, limit: int) -> Sequence[Row[Any]]:
     """Models of a team whose names come after `after`, by name."""
     query = (
-        select(*MODEL_COLUMNS)
+        select(models, teams.c.name.label("team"))
         .join(teams, teams.c.id == models.c.team_id)
         .where(models.c.team_id == team_id, models.c.name > after)
         .order_by(models.c.name)

@@ -28,6 +28,10 @@ MAX_PIXELS = 16 << 20
 MAX_SIDE = 1 << 16
 """Longest side of a picture, in pixels."""
 MAX_FILE_BYTES = 32 << 20
+MAX_FILES = 1024
+"""Most picture files in one request."""
+MAX_DECODED_BYTES = 256 << 20
+"""Most memory for the pixels of one request's files: a small file may hold a large picture."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Decoders that may see a client's bytes; of an animation, the first frame is taken."""
 CHANNELS = (1, 3, 4)
@@ -76,7 +80,7 @@ class ImageClassification:
                 f"the model takes one input tensor 'image', not {names!r}", param="image"
             )
         if tensor.dtype == object:
-            return [ImageInput(_read_value(each, config)) for each in tensor.reshape(-1)]
+            return _read_files(tensor, config)
         if tensor.ndim not in (3, 4):
             raise InvalidInput(
                 f"the tensor 'image' must have shape [n, height, width] or "
@@ -116,6 +120,25 @@ def image_options(options: Mapping[str, Any]) -> ImageOptions:
         raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
     if found.image_size and not all(1 <= side <= MAX_SIDE for side in found.image_size):
         raise InvalidInput(f"image_size must be 1 to {MAX_SIDE}, not {list(found.image_size)}")
+    return found
+
+
+def _read_files(tensor: np.ndarray, config: TaskConfig) -> list[ImageInput]:
+    if tensor.size > MAX_FILES:
+        raise InvalidInput(
+            f"the request has {tensor.size} pictures, the limit is {MAX_FILES}", param="image"
+        )
+    found: list[ImageInput] = []
+    held_bytes = 0
+    for value in tensor.reshape(-1):
+        found.append(ImageInput(_read_value(value, config)))
+        held_bytes += found[-1].pixels.nbytes
+        if held_bytes > MAX_DECODED_BYTES:
+            raise InvalidInput(
+                f"the pictures have more than {MAX_DECODED_BYTES} bytes of pixels together",
+                hint="send fewer or smaller ones at once",
+                param="image",
+            )
     return found
 
 
@@ -214,6 +237,10 @@ def pixels_from_file(data: bytes, options: ImageOptions) -> np.ndarray:
             return _decode_picture(picture, options)
     except (InvalidInput, MemoryError):
         raise
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+        raise InvalidInput(
+            f"the picture has more than {MAX_PIXELS} pixels", hint="make it smaller", param="image"
+        ) from error
     # Pillow's decoders raise whatever a broken file makes them stumble over
     except Exception as error:
         raise InvalidInput(

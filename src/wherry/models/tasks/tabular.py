@@ -45,6 +45,8 @@ class TableOutput(TaskOutput, kw_only=True):
     """Index of each row's class in the bundle's labels: (rows,), int64."""
     probabilities: Array | None = None
     """(rows, labels), float32; None if the model gives none."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, where the model knows them; empty = the bundle's."""
     many: bool = True
     """As in the `Rows` that it answers."""
 
@@ -200,9 +202,9 @@ def list_names(names: Sequence[str]) -> str:
     return "features: " + ", ".join(names[:MAX_NAMED]) + more
 
 
-def label_of(index: int, config: TaskConfig) -> str:
-    """Name of a class; its number where the bundle has no labels."""
-    return config.labels[index] if index < len(config.labels) else str(index)
+def label_of(index: int, labels: Sequence[str]) -> str:
+    """Name of a class; its number where nobody knows a name."""
+    return labels[index] if index < len(labels) else str(index)
 
 
 def class_tensor(spec: TensorSpec, outputs: Sequence[TableOutput], config: TaskConfig) -> Array:
@@ -216,19 +218,21 @@ def class_tensor(spec: TensorSpec, outputs: Sequence[TableOutput], config: TaskC
     if spec.name == "class":
         return classes.astype(np.int64, copy=False)
     if spec.name == "label":
-        labels = np.empty(len(classes), dtype=object)
-        labels[:] = [label_of(index, config).encode() for index in classes.tolist()]
-        return labels
+        labels = outputs[0].labels or config.labels
+        names = np.empty(len(classes), dtype=object)
+        names[:] = [label_of(index, labels).encode() for index in classes.tolist()]
+        return names
     raise ModelFailed(f"tabular-classification has no output {spec.name!r}")
 
 
 def plain_classes(output: TableOutput, config: TaskConfig) -> list[dict[str, Any]]:
     """Every classified row as plain JSON."""
+    known = output.labels or config.labels
     classes: list[int] = output.classes.tolist()
-    labels = [label_of(index, config) for index in classes]
+    labels = [label_of(index, known) for index in classes]
     if output.probabilities is None:
         return [{"prediction": label, "label": label} for label in labels]
-    names = [label_of(index, config) for index in range(output.probabilities.shape[1])]
+    names = [label_of(index, known) for index in range(output.probabilities.shape[1])]
     rows: list[Any] = shortest_floats(output.probabilities)
     return [
         {

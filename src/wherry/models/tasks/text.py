@@ -20,6 +20,8 @@ from wherry.models.tasks.task import Signature, TaskConfig, TaskOutput, Tensors,
 
 MAX_TEXT_BYTES = 1 << 20
 """Largest text in UTF-8; the bundle's option `max_text_bytes` lowers it."""
+MAX_TEXTS = 1 << 16
+"""Most texts in one tensor."""
 MAX_TOKEN_ID = (1 << 31) - 1
 MAX_TOKEN_IDS = 1 << 17
 """Most token ids in one text that comes already tokenised."""
@@ -130,6 +132,10 @@ def texts_from_tensors(tensors: Tensors, config: TaskConfig) -> list[TextInput]:
     if tensor.ndim != 1 and not (tensor.ndim == 2 and tensor.shape[1] == 1):
         raise InvalidInput(
             f"the tensor 'text' must have shape [n], not {list(tensor.shape)}", param="text"
+        )
+    if tensor.size > MAX_TEXTS:
+        raise InvalidInput(
+            f"the tensor 'text' has {tensor.size} texts, the limit is {MAX_TEXTS}", param="text"
         )
     return [TextInput(_decode_utf8(each, config)) for each in tensor.reshape(-1)]
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from wherry.errors import InvalidInput
-
-Schema: TypeAlias = dict[str, Any]
+from wherry.worker.runtimes.json_conformance import Schema, is_of_type
 
 MAX_DEPTH = 32
 MAX_NODES = 2000
@@ -184,7 +183,7 @@ class _Guard:
         kinds = self._types_of(schema) if "type" in schema else list(TYPES)
         for value in values:
             self._count_text(repr(value))
-        fitting = [value for value in values if any(_is_of_type(value, kind) for kind in kinds)]
+        fitting = [value for value in values if any(is_of_type(value, kind) for kind in kinds)]
         if not fitting:
             raise InvalidInput("the schema's constants do not have its own 'type'")
         return {"enum": fitting}
@@ -386,84 +385,3 @@ def _refuse_empty_cycles(definitions: Mapping[str, Schema]) -> None:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _is_of_type(value: Any, kind: str) -> bool:
-    match kind:
-        case "object":
-            return isinstance(value, dict)
-        case "array":
-            return isinstance(value, list)
-        case "string":
-            return isinstance(value, str)
-        case "boolean":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-        case "integer":
-            return not isinstance(value, bool) and (
-                isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-            )
-        case _:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# ------------------------------------------------------------------------------ checking
-
-
-def conforms(value: Any, schema: Schema) -> bool:
-    """Whether a value has the shape of a guarded schema.
-
-    Patterns and formats are left to the grammar: checking them here would run a client's
-    regular expression.
-    """
-    return _conforms(value, schema, schema.get("$defs", {}))
-
-
-def _conforms(value: Any, schema: Schema, definitions: Mapping[str, Schema]) -> bool:
-    if "$ref" in schema:
-        return _conforms(value, definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "enum" in schema:
-        return any(type(value) is type(each) and value == each for each in schema["enum"])
-    if "anyOf" in schema:
-        return any(_conforms(value, branch, definitions) for branch in schema["anyOf"])
-    kind = schema["type"]
-    if not _is_of_type(value, kind):
-        return False
-    match kind:
-        case "object":
-            return _object_conforms(value, schema, definitions)
-        case "array":
-            return _array_conforms(value, schema, definitions)
-        case "string":
-            return schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf)
-        case "integer" | "number":
-            above = schema.get("exclusiveMinimum", -math.inf) < value
-            below = value < schema.get("exclusiveMaximum", math.inf)
-            return above and below and schema["minimum"] <= value <= schema["maximum"]
-        case _:
-            return True
-
-
-def _object_conforms(
-    value: dict[str, Any], schema: Schema, definitions: Mapping[str, Schema]
-) -> bool:
-    properties = schema.get("properties", {})
-    others = schema["additionalProperties"]
-    return all(name in value for name in schema.get("required", [])) and all(
-        _conforms(each, properties[name], definitions)
-        if name in properties
-        else others is not False and _conforms(each, others, definitions)
-        for name, each in value.items()
-    )
-
-
-def _array_conforms(value: list[Any], schema: Schema, definitions: Mapping[str, Schema]) -> bool:
-    first = schema.get("prefixItems", [])
-    items = schema["items"]
-    return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf) and all(
-        _conforms(each, first[index], definitions)
-        if index < len(first)
-        else items is not False and _conforms(each, items, definitions)
-        for index, each in enumerate(value)
-    )

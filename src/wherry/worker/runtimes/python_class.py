@@ -93,9 +93,9 @@ class PythonClassRuntime:
             if len(batch) == 1:
                 return [item_error(error)]
             if not self.manifest.idempotent:  # whose fault it was is nobody else's business
-                failure = ModelFailed("the model failed on a batch that held this input")
                 traceback.print_exception(error, file=sys.stderr)
-                return [item_error(failure)] * len(batch)
+                failed = "the model failed on a batch that held this input"
+                return [ItemError(ModelFailed.code, failed)] * len(batch)
             return [self.run([prepared])[0] for prepared in batch]
         return [self.unpack_one(*each) for each in zip(batch, results, strict=True)]
 
@@ -209,7 +209,7 @@ def close_model(model: Any) -> None:
 
 def item_error(error: Exception) -> ItemError:
     """What the caller may know of an exception; the rest goes to the log."""
-    if isinstance(error, WherryError):
+    if isinstance(error, WherryError) and not isinstance(error, ModelFailed):
         return ItemError(error.code, error.text)
     traceback.print_exception(error, file=sys.stderr)
     return ItemError(ModelFailed.code, "the model failed on this input")

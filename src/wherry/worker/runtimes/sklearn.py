@@ -1,8 +1,9 @@
 # pyright: standard
 """scikit-learn pipelines: tables, texts and pictures.
 
-Files: `*.skops`, of which only types on a frozen list are loaded: those that skops itself knows
-of scikit-learn, numpy and scipy, and what the operator adds (`WHERRY_TRUSTED_SKLEARN_TYPES`).
+Files: `*.skops`, of which only types on a frozen list are loaded: those of scikit-learn, numpy and
+scipy that skops trusts, those in `wherry.models.tasks.sklearn_types`, and what the operator adds
+(`WHERRY_TRUSTED_SKLEARN_TYPES`).
 `*.pkl`, `*.pickle` and `*.joblib` can run any code when they load, so they need the operator's
 `WHERRY_ALLOW_PICKLE=true`. Both settings reach this module through `configure`; a bundle cannot
 set them.
@@ -33,6 +34,7 @@ from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput, Missin
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.image import ImageInput, fit_image, image_options
+from wherry.models.tasks.sklearn_types import TRUSTED_SKLEARN_TYPES
 from wherry.models.tasks.tabular import (
     TABULAR_CLASSIFICATION,
     TABULAR_REGRESSION,
@@ -123,7 +125,7 @@ def load_skops(path: Path, trusted: frozenset[str]) -> Any:
         unknown = skops.io.get_untrusted_types(file=path)
     except Exception as error:  # a hostile file may fail anywhere in skops
         raise FormatNotAllowed(f"{path.name!r} is not a valid .skops file: {error}") from error
-    refused = [name for name in unknown if name not in trusted]
+    refused = [name for name in unknown if name not in trusted | TRUSTED_SKLEARN_TYPES]
     if refused:
         names = ", ".join(refused)
         raise FormatNotAllowed(
@@ -222,7 +224,7 @@ class Classifier:
                 f"{type(model).__name__} is not a classifier of one target",
                 hint="bring it as a Python class (docs/custom-models.md)",
             )
-        self.labels = bundle.manifest.labels or tuple(map(str, classes.tolist()))
+        self.labels: tuple[str, ...] = bundle.manifest.labels or tuple(map(str, classes.tolist()))
         if len(self.labels) != len(classes):
             raise InvalidInput(
                 f"the bundle names {len(self.labels)} labels, the model has {len(classes)} classes"
@@ -231,10 +233,13 @@ class Classifier:
         self.has_probabilities = hasattr(model, "predict_proba")
 
     def classify(self, features: Any) -> tuple[Array, Array | None]:
-        """Class indices and, if the model has them, probabilities (rows, classes)."""
+        """Class indices and, if the model has them, probabilities (rows, classes).
+
+        With probabilities the class is the most probable one, so that the two never disagree.
+        """
         if self.has_probabilities:
-            probabilities = np.asarray(self.model.predict_proba(features), dtype=np.float32)
-            return probabilities.argmax(axis=1), probabilities
+            probabilities = np.asarray(self.model.predict_proba(features))
+            return probabilities.argmax(axis=1), probabilities.astype(np.float32)
         predicted = np.asarray(self.model.predict(features)).tolist()
         found = [self.index_by_class[label] for label in predicted]
         return np.array(found, dtype=np.int64), None
@@ -336,6 +341,7 @@ class TableClassifier(Table):
             TableOutput(
                 classes=classes[rows],
                 probabilities=None if probabilities is None else probabilities[rows],
+                labels=self.classifier.labels,
                 many=prepared.payload[1],
                 usage=rows_usage(prepared.rows),
             )

@@ -1,0 +1,368 @@
+"""Commands that call models: run chat predict embed."""
+
+# ruff: noqa: D417  # what every command has is described once, in command.py
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+
+from wherry import errors
+from wherry.cli.command import DEFAULT, TALK, Common, DryRun, command
+from wherry.cli.deployments import find_deployment
+from wherry.cli.output import (
+    note,
+    print_error,
+    print_fields,
+    print_json,
+    print_table,
+    progress,
+    show,
+)
+from wherry.client.schema import Deployment
+
+if TYPE_CHECKING:
+    from wherry.client import Client
+
+CHAT_TASK = "text-generation"
+FAREWELLS = ("/bye", "/exit", "/quit")
+
+
+@command(
+    "run",
+    group=TALK,
+    examples=['wherry run smollm2 "why is the sky blue?"', "wherry run mobilenet photo.jpg"],
+)
+def run(
+    model: str,
+    /,
+    *prompt: str,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    dry_run: DryRun = False,
+    common: Common = DEFAULT,
+) -> None:
+    """Ask a model: starts a server if none runs, pulls and deploys the model, and answers.
+
+    Without a prompt a text generation model chats until /bye.
+
+    Args:
+        model: A deployment, a model or a name of the catalogue.
+        prompt: The question; for other models a text, a JSON object or a file.
+        system: What the model is told before the conversation.
+        max_tokens: Longest answer.
+        temperature: 0 = always the likeliest word.
+    """
+    common = _with_server(common, dry_run=dry_run)
+    with common.connect() as client:
+        if dry_run:
+            steps = _plan(client, model)
+            show(common, {"model": model, "steps": steps}, lambda: print("\n".join(steps)))
+            return
+        deployment = _make_ready(client, model)
+        params = {"max_tokens": max_tokens, "temperature": temperature}
+        chosen = {name: value for name, value in params.items() if value is not None}
+        _converse(client, common, deployment, " ".join(prompt), system, chosen)
+
+
+def _with_server(common: Common, *, dry_run: bool) -> Common:
+    """The options, naming a server that runs: one is started unless one was named."""
+    import dataclasses
+
+    from wherry.cli.background import find_or_start_server, log_file
+    from wherry.settings import client_environment
+
+    if common.url or client_environment().get("WHERRY_URL") or dry_run:
+        return common
+    server, is_new = find_or_start_server()
+    if is_new:
+        note(f"started a server at {server.url}: log {log_file()}, stop it with kill {server.pid}")
+    return dataclasses.replace(common, url=server.url, api_key=common.api_key or server.key)
+
+
+def _plan(client: Client, model: str) -> list[str]:
+    """What `run` would do, in order."""
+    if not client.is_ready():
+        return ["start a server", f"pull {model}", f"deploy {model}", f"ask {model}"]
+    if find_deployment(client, model) is not None:
+        return [f"ask {model}"]
+    pulls = [] if _has_model(client, model) else [f"pull {model}"]
+    return [*pulls, f"deploy {model}", f"ask {model}"]
+
+
+def _has_model(client: Client, name: str) -> bool:
+    try:
+        client.models.get(name.partition("@")[0])
+    except errors.NotFound:
+        return False
+    return True
+
+
+def _make_ready(client: Client, model: str) -> Deployment:
+    """The deployment that answers for a name: as it is, else of a model, else of a pulled one."""
+    with progress(model) as report:
+        deployment = find_deployment(client, model)
+        if deployment is None:
+            if not _has_model(client, model):
+                client.models.pull(model, on_progress=report)
+            return client.deployments.deploy(model, on_progress=report)
+        if deployment.state == "stopped":
+            client.deployments.start(deployment.name)
+            return client.deployments.wait(deployment.name, on_progress=report, just_changed=True)
+        return client.deployments.wait(deployment.name, on_progress=report)
+
+
+# ------------------------------------------------------------------------------ answers
+
+
+def _converse(
+    client: Client,
+    common: Common,
+    deployment: Deployment,
+    prompt: str,
+    system: str | None,
+    params: dict[str, Any],
+) -> None:
+    """One answer to a prompt, or a chat."""
+    is_chat = deployment.task == CHAT_TASK
+    if not prompt and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+    if not prompt and not is_chat:
+        raise errors.InvalidInput(
+            f"{deployment.name!r} needs an input", hint=f'wherry run {deployment.name} "…"'
+        )
+    if not is_chat:
+        answer = client.predict(deployment.name, read_input(prompt, _sample(client, deployment)))
+        show(common, answer, lambda: print_prediction(answer))
+        return
+    chat = Chat(client, deployment.name, system, params)
+    if not prompt:
+        chat.loop()
+    elif common.output == "json":
+        print_json(chat.ask(prompt))
+    else:
+        chat.tell(prompt)
+
+
+def _sample(client: Client, deployment: Deployment) -> dict[str, Any]:
+    """One input as the deployment's model takes it; empty if none is known."""
+    reference = next(iter(deployment.versions), "")
+    name, _, number = reference.partition("@")
+    try:
+        return client.models.version(name, int(number)).card.sample
+    except (errors.NotFound, errors.NotPermitted, errors.InvalidInput, ValueError):
+        return {}
+
+
+def read_input(prompt: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """A prompt as `/predict` takes it: a JSON object as it is, a file's content, or a text."""
+    if prompt.lstrip().startswith("{"):
+        try:
+            return msgspec.json.decode(prompt, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise errors.InvalidInput(f"the prompt is not valid JSON: {error}") from error
+    path = Path(prompt).expanduser()
+    if len(prompt) < 1024 and path.is_file():
+        if path.suffix == ".json":
+            return read_input(path.read_text(encoding="utf-8"), sample)
+        if path.suffix == ".txt":
+            return {_field_of(sample, "text"): path.read_text(encoding="utf-8")}
+        return {_field_of(sample, "image"): path}
+    if "text" not in sample and sample:
+        raise errors.InvalidInput(
+            "this model does not take a text",
+            hint="its input looks like " + msgspec.json.encode(sample).decode(),
+        )
+    return {"text": prompt}
+
+
+def _field_of(sample: dict[str, Any], usual: str) -> str:
+    return next(iter(sample)) if len(sample) == 1 else usual
+
+
+def print_prediction(answer: dict[str, Any]) -> None:
+    """A prediction for people: its fields, and the best scores as a table."""
+    scores = answer.get("scores")
+    named_scores: dict[str, float] = scores if isinstance(scores, dict) else {}
+    fields = {name: _short(value) for name, value in answer.items() if value is not named_scores}
+    print_fields(fields)
+    if named_scores:
+        print()
+        print_table(("LABEL", "SCORE"), _best_scores(named_scores))
+
+
+def _best_scores(scores: dict[str, float], count: int = 5) -> list[tuple[str, str]]:
+    ranked = sorted(scores.items(), key=lambda item: -item[1])[:count]
+    return [(label, f"{score:.4f}") for label, score in ranked]
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+class Chat:
+    """A conversation: every answer knows what was said before."""
+
+    def __init__(
+        self, client: Client, deployment: str, system: str | None, params: dict[str, Any]
+    ) -> None:
+        self._client = client
+        self._deployment = deployment
+        self._params = params
+        self._messages: list[dict[str, Any]] = []
+        if system:
+            self._messages.append({"role": "system", "content": system})
+
+    def ask(self, question: str) -> Any:
+        """A whole answer."""
+        self._messages.append({"role": "user", "content": question})
+        answer = self._client.chat(self._deployment, self._messages, **self._params)
+        self._messages.append({"role": "assistant", "content": answer.text})
+        return answer
+
+    def tell(self, question: str) -> None:
+        """Print an answer as it comes; what failed is forgotten, what was stopped is not."""
+        self._messages.append({"role": "user", "content": question})
+        pieces: list[str] = []
+        try:
+            for piece in self._client.chat(
+                self._deployment, self._messages, stream=True, **self._params
+            ):
+                pieces.append(piece)
+                print(piece, end="", flush=True)
+        except errors.WherryError:
+            self._messages.pop()
+            raise
+        except KeyboardInterrupt:
+            self._remember(pieces)
+            raise
+        finally:
+            if pieces:
+                print(flush=True)
+        self._remember(pieces)
+
+    def _remember(self, pieces: list[str]) -> None:
+        self._messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def loop(self, read: Callable[[str], str] = input) -> None:
+        """Ask for questions until /bye or the end of the input."""
+        try:
+            import readline as _  # noqa: F401  # gives `input` its history and keys
+        except ImportError:
+            pass
+        note(f"chat with {self._deployment}; /bye ends it")
+        while True:
+            try:
+                question = read(">>> ").strip()
+            except EOFError:
+                note("")
+                return
+            if question in FAREWELLS:
+                return
+            if not question:
+                continue
+            try:
+                self.tell(question)
+            except KeyboardInterrupt:
+                note("(stopped)")
+            except errors.WherryError as error:
+                print_error(error)
+
+
+@command(
+    "chat",
+    group=TALK,
+    examples=["wherry chat smollm2", 'wherry chat smollm2 "hi" -o json'],
+)
+def chat(
+    deployment: str,
+    /,
+    *prompt: str,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    common: Common = DEFAULT,
+) -> None:
+    """Chat with a deployment until /bye, or ask it one question.
+
+    Args:
+        deployment: The deployment.
+        prompt: The one question.
+        system: What the model is told before the conversation.
+        max_tokens: Longest answer.
+        temperature: 0 = always the likeliest word.
+    """
+    params = {"max_tokens": max_tokens, "temperature": temperature}
+    chosen = {name: value for name, value in params.items() if value is not None}
+    question = " ".join(prompt)
+    if not question and not sys.stdin.isatty():
+        question = sys.stdin.read().strip()
+    with common.connect() as client:
+        conversation = Chat(client, deployment, system, chosen)
+        if not question:
+            conversation.loop()
+        elif common.output == "json":
+            print_json(conversation.ask(question))
+        else:
+            conversation.tell(question)
+
+
+@command(
+    "predict",
+    group=TALK,
+    examples=[
+        'wherry predict mood "what a lovely day"',
+        "wherry predict iris '{\"row\": [5.1, 3.5, 1.4, 0.2]}'",
+        "wherry predict mobilenet photo.jpg",
+    ],
+)
+def predict(deployment: str, prompt: str, /, *, common: Common = DEFAULT) -> None:
+    """Ask any deployment in its simplest form.
+
+    Args:
+        deployment: The deployment.
+        prompt: A text, a JSON object or a file.
+    """
+    with common.connect() as client:
+        sample: dict[str, Any] = {}
+        found = find_deployment(client, deployment)
+        if found is not None:
+            sample = _sample(client, found)
+        answer = client.predict(deployment, read_input(prompt, sample))
+    show(common, answer, lambda: print_prediction(answer))
+
+
+@command(
+    "embed",
+    group=TALK,
+    examples=['wherry embed minilm "a text" "another"', "wherry embed minilm - < lines.txt"],
+)
+def embed(
+    deployment: str,
+    /,
+    *texts: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    common: Common = DEFAULT,
+) -> None:
+    """Turn texts into vectors; a line of JSON each.
+
+    Args:
+        deployment: The deployment.
+        texts: The texts; `-` reads them from standard input, a line each.
+    """
+    listed = list(texts)
+    if listed == ["-"] or not listed:
+        listed = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    with common.connect() as client:
+        vectors = client.embed(deployment, listed)
+    show(common, vectors, lambda: _print_vectors(vectors))
+
+
+def _print_vectors(vectors: list[list[float]]) -> None:
+    for vector in vectors:
+        print(msgspec.json.encode(vector).decode())

@@ -1,0 +1,173 @@
+"""From a folder of files to a version: manifest, environment, trial, registry."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wherry import errors
+from wherry.jobs.environments import Environments
+from wherry.jobs.trial import Measured, try_model
+from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
+from wherry.models.registry.detect import detect, list_model_paths
+from wherry.models.registry.manifest import stored_paths
+from wherry.models.registry.registry import Registry
+from wherry.models.tasks.catalog import find_task
+from wherry.settings import Settings
+
+MAX_SAMPLE_BYTES = 256 << 10
+
+Tell = Callable[..., None]
+"""`tell("downloading", 3, 10, "B")`: stage, done, total (0 = unknown), unit."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caller says of the model; it wins over what is found."""
+
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+    description: str = ""
+    licence: str = ""
+    source: str = ""
+
+
+class Publisher:
+    """Makes versions for one job.
+
+    Args:
+        settings: the server's.
+        registry: where versions go.
+        folder: the job's own, for copies.
+        run_folder: short and private, for the trial's sockets.
+        tell: hears how far it is.
+        check_current: raises if the job may not go on (cancelled, or another attempt runs).
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        registry: Registry,
+        folder: Path,
+        run_folder: Path,
+        tell: Tell,
+        check_current: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._folder = folder
+        self._run_folder = run_folder
+        self._tell = tell
+        self._check_current = check_current
+
+    def publish(
+        self,
+        team_id: str,
+        name: str,
+        files: Path,
+        wish: Wish,
+        *,
+        alias: str | None = None,
+    ) -> dict[str, Any]:
+        """Make a version of the files in a folder; gives the job's result.
+
+        Args:
+            team_id: whose it is.
+            name: of the model.
+            files: the folder; left as it is.
+            wish: what the caller says of the model.
+            alias: let it point to the version.
+        """
+        settings = self._settings
+        self._tell("checking files")
+        manifest = detect(
+            files,
+            task=wish.task,
+            labels=wish.labels,
+            options=wish.options,
+            description=wish.description,
+            licence=wish.licence,
+            source=wish.source,
+            allow_code=settings.allow_code,
+            allow_pickle=settings.allow_pickle,
+        )
+        manifest = with_signature(manifest)
+        bundle = self._copy(files, manifest)
+        environment = self._ensure_environment(manifest)
+        self._tell("trying one answer")
+        before = _listing(bundle)
+        measured = try_model(bundle, manifest, settings, self._run_folder, environment)
+        if written := sorted(_listing(bundle) ^ before):
+            raise errors.InvalidInput(
+                f"the model wrote into its own folder: {written[0]!r}",
+                hint="versions do not change: write to a temporary folder, or bring the file along",
+            )
+        manifest = msgspec.structs.replace(manifest, sample=_storable(measured))
+        self._tell("storing")
+        self._check_current()
+        version = self._registry.add_version(
+            team_id,
+            name,
+            bundle,
+            manifest,
+            memory_mib=measured.memory_mib,
+            load_seconds=round(measured.load_seconds, 3),
+            environment=environment,
+            alias=alias,
+        )
+        return {"model": version.model, "version": version.number, "digest": version.digest}
+
+    def _copy(self, files: Path, manifest: Manifest) -> Path:
+        """The files that become part of the version, and no others, with their manifest."""
+        bundle = self._folder / "bundle"
+        shutil.rmtree(bundle, ignore_errors=True)
+        bundle.mkdir(parents=True, mode=0o700)
+        for path in stored_paths(manifest, list_model_paths(files)):
+            target = bundle / path
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                os.link(files / path, target)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(files / path, target)
+        (bundle / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
+        return bundle
+
+    def _ensure_environment(self, manifest: Manifest) -> str:
+        environments = Environments(
+            self._settings.folder / "environments", allow_code=self._settings.allow_code
+        )
+        return environments.ensure(
+            manifest.requirements, lambda line: self._tell(f"installing requirements: {line}")
+        )
+
+
+def with_signature(manifest: Manifest) -> Manifest:
+    """The manifest with its task's own tensors, so that who reads it needs neither task nor numpy.
+
+    Of the task `tensor` the signature is the publisher's alone: what it leaves open stays open.
+    """
+    if manifest.task == "tensor":
+        return manifest
+    signature = find_task(manifest.task).signature(manifest.task_config())
+    return msgspec.structs.replace(manifest, signature=signature)
+
+
+def _storable(measured: Measured) -> dict[str, Any]:
+    """The sample, unless it is too long to be shown to anybody."""
+    sample = dict(measured.sample)
+    return sample if len(msgspec.json.encode(sample)) <= MAX_SAMPLE_BYTES else {}
+
+
+def _listing(folder: Path) -> set[tuple[str, int, int]]:
+    """Path, size and time of change of every file; Python's own caches aside."""
+    return {
+        (str(path.relative_to(folder)), status.st_size, status.st_mtime_ns)
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts and (status := path.lstat()) and path.is_file()
+    }

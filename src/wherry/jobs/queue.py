@@ -1,0 +1,230 @@
+"""The queue of the supervisor process: starts runners, writes down what they say, ends them.
+
+It follows the rows of the table `jobs` as the controller follows deployments: whatever happens to
+this process or to a runner, the next turn goes on from what the rows say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from wherry import errors
+from wherry.control.controller import describe_exit
+from wherry.jobs.environments import Environments
+from wherry.jobs.jobs import JobRecord, Jobs
+from wherry.jobs.process import RunnerProcess
+from wherry.jobs.uploads import TAKEN, Uploads
+from wherry.jobs.work import Failed, ImportWork, Succeeded
+from wherry.settings import Settings
+from wherry.storage.database import Database
+from wherry.telemetry import get_logger
+
+MAX_RUNNERS = 2
+POLL_SECONDS = 0.3
+PROGRESS_SECONDS = 0.25
+RETRY_SECONDS = 1.0
+MAX_JOB_SECONDS = 24 * 3600.0
+SWEEP_SECONDS = 3600.0
+
+log = get_logger("jobs")
+
+
+class JobQueue:
+    """Runs the jobs of one server; one at a time per data folder.
+
+    Args:
+        database: where jobs are.
+        settings: the server's.
+        run_folder: short and private, for sockets.
+    """
+
+    def __init__(self, database: Database, settings: Settings, run_folder: Path) -> None:
+        self._jobs = Jobs(database)
+        self._settings = settings
+        self._run_folder = run_folder
+        self._folder = settings.folder / "jobs"
+        self._uploads = Uploads(settings.folder / "uploads", settings.max_upload_bytes)
+        self._running: dict[str, RunnerProcess] = {}
+        self._followers: set[asyncio.Task[None]] = set()
+        self._revision = -1
+        self._next_sweep = 0.0
+        self._changed = asyncio.Event()
+        self._is_stopping = False
+
+    # ------------------------------------------------------------------ the loop
+
+    def nudge(self) -> None:
+        """A job may have been added or cancelled: look now."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Take turns until cancelled."""
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._prepare)
+        while True:
+            try:
+                await self._turn()
+            except errors.Unavailable as error:
+                log.warning("jobs wait for the database", error=error.message)
+            except Exception:
+                log.exception("a turn of the job queue failed")
+            timer = loop.call_later(POLL_SECONDS, self._changed.set)
+            await self._changed.wait()
+            timer.cancel()
+            self._changed.clear()
+
+    async def stop(self) -> None:
+        """End all runners; their jobs run again at the next start."""
+        self._is_stopping = True
+        for process in self._running.values():
+            process.kill()
+        await asyncio.gather(*self._followers, return_exceptions=True)
+
+    def _prepare(self) -> None:
+        environments = Environments(
+            self._settings.folder / "environments", allow_code=self._settings.allow_code
+        )
+        environments.prepare()
+
+    async def _turn(self) -> None:
+        if self._is_stopping:
+            return
+        for process in self._running.values():
+            if time.monotonic() - process.started_at > MAX_JOB_SECONDS:
+                process.expire()
+        revision = await asyncio.to_thread(self._jobs.revision)
+        if revision != self._revision:
+            await self._follow_rows(await asyncio.to_thread(self._jobs.active))
+            # only now: a turn that failed half-way is taken again
+            self._revision = revision
+        if time.monotonic() > self._next_sweep:
+            self._next_sweep = time.monotonic() + SWEEP_SECONDS
+            await asyncio.to_thread(self._sweep)
+
+    async def _follow_rows(self, active: list[JobRecord]) -> None:
+        for job in active:
+            process = self._running.get(job.id)
+            if process is not None:
+                if job.cancel_requested and process.outcome is None:
+                    process.cancel()
+            elif job.state == "running":
+                # its runner died with the server that had started it
+                await asyncio.to_thread(self._jobs.requeue, job)
+        queued = [job for job in active if job.state == "queued"]
+        while queued and len(self._running) < MAX_RUNNERS and not self._is_stopping:
+            job = self._choose(queued)
+            queued.remove(job)
+            await self._start(job)
+
+    def _choose(self, queued: list[JobRecord]) -> JobRecord:
+        """The oldest job of the team that has the fewest running, so that none waits for others."""
+        running = Counter(process.job.team_id for process in self._running.values())
+        return min(queued, key=lambda job: (running[job.team_id], job.id))
+
+    async def _start(self, queued: JobRecord) -> None:
+        job = await asyncio.to_thread(self._jobs.claim, queued)
+        if job is None:
+            return
+        log.info("job starts", job=job.id, kind=job.kind, attempt=job.attempt)
+        scratch = self._folder / job.id / "tmp"
+        process = RunnerProcess(job, self._settings, self._run_folder, scratch)
+        self._running[job.id] = process
+        follower = asyncio.get_running_loop().create_task(self._follow(process))
+        self._followers.add(follower)
+        follower.add_done_callback(self._followers.discard)
+
+    # ------------------------------------------------------------------ one job
+
+    async def _follow(self, process: RunnerProcess) -> None:
+        writing = asyncio.get_running_loop().create_task(self._write_progress(process))
+        try:
+            status = await process.wait()
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        if self._is_stopping and process.outcome is None:
+            return  # the row still says running, so the next start runs it again
+        state, told = _judge(process, status)
+        await self._finish(process.job, state, told)
+        self._running.pop(process.job.id, None)
+        # a slot is free: look at the rows even if none has changed since
+        self._revision = -1
+        self.nudge()
+
+    async def _write_progress(self, process: RunnerProcess) -> None:
+        while True:
+            await process.changed.wait()
+            process.changed.clear()
+            try:
+                is_ours = await asyncio.to_thread(
+                    self._jobs.write_progress, process.job, process.progress
+                )
+                if not is_ours:
+                    process.kill()  # fenced: the row belongs to another attempt
+            except errors.Unavailable:
+                process.changed.set()
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    async def _finish(self, job: JobRecord, state: str, told: Succeeded | Failed | None) -> None:
+        options: dict[str, Any] = {}
+        if isinstance(told, Succeeded):
+            options["result"] = told.result
+        elif told is not None:
+            options["failure"] = told
+        await asyncio.to_thread(self._clean, job, gives_back=state != "succeeded")
+        while True:
+            try:
+                await asyncio.to_thread(self._jobs.finish, job, state, **options)
+                break
+            except errors.Unavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+        log.info("job ended", job=job.id, kind=job.kind, state=state, why=_why(told))
+
+    # ------------------------------------------------------------------ folders
+
+    def _clean(self, job: JobRecord, *, gives_back: bool) -> None:
+        folder = self._folder / job.id
+        try:
+            if gives_back and isinstance(job.work, ImportWork):
+                self._uploads.give_back(folder / TAKEN, job.work.upload)
+        except OSError as error:
+            log.warning("an upload cannot be given back", job=job.id, error=error)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what is of no use any more: folders of finished jobs, old uploads, old rows."""
+        active = self._jobs.active()
+        known = {job.id for job in active}
+        if self._folder.is_dir():
+            for folder in self._folder.iterdir():
+                if folder.name not in known:
+                    shutil.rmtree(folder, ignore_errors=True)
+        waiting = [job.work.upload for job in active if isinstance(job.work, ImportWork)]
+        self._uploads.sweep(waiting)
+        self._jobs.trim()
+
+
+def _judge(process: RunnerProcess, status: int) -> tuple[str, Succeeded | Failed | None]:
+    """State and story of a job whose runner has ended."""
+    outcome = process.outcome
+    if isinstance(outcome, Succeeded):
+        return "succeeded", outcome
+    if process.was_cancelled or (isinstance(outcome, Failed) and outcome.code == "cancelled"):
+        return "cancelled", None
+    if outcome is not None:
+        return "failed", outcome
+    if process.has_expired:
+        return "failed", Failed("timed_out", f"the job took over {MAX_JOB_SECONDS:g} s")
+    hint = "was the machine out of memory? see the server's log" if status == -9 else ""
+    return "failed", Failed(
+        "internal", f"the job's process ended: {describe_exit(status)}", hint or "see its log"
+    )
+
+
+def _why(told: Succeeded | Failed | None) -> str:
+    return f"{told.code}: {told.message}" if isinstance(told, Failed) else ""

@@ -1,0 +1,50 @@
+"""Which of llama.cpp's slots a generation gets, so that no tenant reads another's cache."""
+
+from __future__ import annotations
+
+import threading
+
+import msgspec
+
+
+class Slot(msgspec.Struct):
+    """A place in the model's batch, with the key-value cache of its last prompt."""
+
+    number: int
+    tenant: str | None = None
+    """Whose prompt is in the cache; None = nobody's yet."""
+    last_use: int = 0
+
+
+class SlotTable:
+    """Free slots. Thread-safe.
+
+    llama.cpp would choose the slot whose cached prompt is most alike, whoever sent it. Here a
+    tenant gets a slot of its own if one is free, else the one longest unused, and the cache is
+    used only if it is its own: an answer's speed tells nothing of what others asked.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._free = [Slot(number) for number in range(count)]
+        self._clock = 0
+
+    def take(self, tenant: str) -> tuple[Slot, bool]:
+        """A free slot, and whether its cache may be used. At most `count` may be out at once."""
+        with self._lock:
+            own = [slot for slot in self._free if tenant and slot.tenant == tenant]
+            slot = max(own, key=_last_use) if own else min(self._free, key=_last_use)
+            self._free.remove(slot)
+            slot.tenant = tenant
+            return slot, bool(own)
+
+    def give_back(self, slot: Slot) -> None:
+        """The generation in `slot` has ended."""
+        with self._lock:
+            self._clock += 1
+            slot.last_use = self._clock
+            self._free.append(slot)
+
+
+def _last_use(slot: Slot) -> int:
+    return slot.last_use
