@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from tests.client.twin import KEY, Twin, run_twin
+from tests.client.twin import CATALOG, KEY, Twin, run_twin
 
 from wherry.cli.main import main
+from wherry.client.schema import DeploymentSpec
 
 
 class Outcome(NamedTuple):
@@ -61,11 +62,8 @@ def run(capsys) -> Run:
 @pytest.fixture
 def served(twin: Twin) -> Twin:
     """A twin with a classifier and a text generation model, both deployed."""
-    from wherry import Client
-
-    with Client(twin.url, KEY) as client:
-        for name in ("sentiment", "smollm2"):
-            client.models.pull(name)
-            client.deployments.deploy(name)
-    twin.requests.clear()
+    for entry in CATALOG[:2]:
+        twin.add_version(entry.name, entry.task)
+        twin.deploy(DeploymentSpec(name=entry.name, model=entry.name))
+        twin.deployments[entry.name].state = "ready"
     return twin

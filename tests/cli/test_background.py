@@ -12,7 +12,7 @@ import pytest
 
 from wherry import Client, errors
 from wherry.cli.background import find_or_start_server, log_file
-from wherry.client.local import LocalServer, is_alive
+from wherry.client.local import LocalServer, is_alive, write_server
 
 SERVER = """
 import os, time
@@ -53,6 +53,13 @@ def test_a_server_is_started_once_and_found_then(started: list[LocalServer]):
     assert os.getsid(started[0].pid) == started[0].pid, "it does not end with our terminal"
     assert log_file().read_text() == "twin starts\n"
     assert log_file().stat().st_mode & 0o077 == 0
+
+
+def test_a_dead_server_whose_number_another_process_has_is_not_taken(started: list[LocalServer]):
+    write_server(LocalServer("http://127.0.0.1:9", "k", "", os.getpid(), "1"))
+    server, is_new = find_or_start_server([sys.executable, "-c", SERVER])
+    started.append(server)
+    assert is_new
 
 
 def test_a_server_that_ends_at_once_is_told_with_its_words():

@@ -108,11 +108,11 @@ def test_a_revoked_key_is_told_as_json(run: Run, twin: Twin):
 
 def test_help_is_quick_and_loads_nothing_heavy():
     script = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys, time\n"
         "from wherry.__main__ import main\n"
         "sys.argv = ['wherry', '--help']; main()\n"
         "heavy = {'numpy', 'httpx', 'starlette', 'sqlalchemy', 'uvicorn'} & set(sys.modules)\n"
-        "print(time.perf_counter() - start, *heavy, sep='\\n')"
+        "print(time.process_time(), *heavy, sep='\\n')"
     )
     runs = [
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

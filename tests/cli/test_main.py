@@ -71,7 +71,8 @@ def test_a_reader_that_leaves_is_no_error(twin: Twin):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdout and process.stderr
+    assert process.stdout
+    assert process.stderr
     process.stdout.close()
     error = process.stderr.read()
     process.stderr.close()

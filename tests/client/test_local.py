@@ -111,6 +111,14 @@ def test_a_key_that_fits_no_header_is_refused(key: str):
         find_address("http://h", key)
 
 
+def test_a_server_without_a_home_still_serves(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    path = write_server(local_server(8123))
+    remove_server(path, os.getpid())
+    assert list_servers() == []
+
+
 def test_a_file_of_ipv6_has_a_plain_name(tmp_path: Path):
     server = LocalServer("http://[::1]:8000", "wk-1", str(tmp_path), os.getpid(), "1")
     assert write_server(server).name == "__1_8000.json"

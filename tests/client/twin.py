@@ -336,7 +336,7 @@ class Twin:
         if not body.dry_run:
             for spec, change in zip(body.deployments, changes, strict=True):
                 if change.action != "none":
-                    self._deploy(spec)
+                    self.deploy(spec)
         return schema.ApplyAnswer(changes=changes, dry_run=body.dry_run)
 
     def _change(self, spec: schema.DeploymentSpec) -> schema.Change:
@@ -354,7 +354,7 @@ class Twin:
             deployment=spec.name, action="update" if fields else "none", fields=fields
         )
 
-    def _deploy(self, spec: schema.DeploymentSpec) -> None:
+    def deploy(self, spec: schema.DeploymentSpec) -> None:
         model = self.models[(spec.model or spec.targets[0].model).partition("@")[0]]
         self.deployments[spec.name] = schema.Deployment(
             name=spec.name,

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from wherry import errors
 from wherry.client import Client
@@ -29,9 +30,9 @@ def find_or_start_server(command: Sequence[str] | None = None) -> tuple[LocalSer
         command: what starts one; default: `wherry serve` of this Python.
     """
     with _one_at_a_time():
-        running = list_servers()
-        if running:
-            return running[0], False
+        for server in list_servers():
+            if _listens(server):  # a process with its number may be another, after a reboot
+                return _wait_until_ready(server), False
         return _start_server(command or _serve_command()), True
 
 
@@ -55,6 +56,15 @@ def _is_free(port: int) -> bool:
         return True
 
 
+def _listens(server: LocalServer) -> bool:
+    parts = urlsplit(server.url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def _start_server(command: Sequence[str]) -> LocalServer:
     path = log_file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,24 +79,42 @@ def _start_server(command: Sequence[str]) -> LocalServer:
         )
     finally:
         os.close(descriptor)
-    return _wait_until_ready(process, path)
+    try:
+        return _wait_until_ready(_wait_for_word(process))
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        process.returncode = process.returncode or 0  # it is not ours to wait for
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> LocalServer:
+def _wait_for_word(process: subprocess.Popen[bytes]) -> LocalServer:
+    """Wait until the new server has said where it is."""
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise errors.Unavailable(
-                f"the server ended at once: {_last_lines(log)}", hint=f"its log: {log}"
+                f"the server ended at once: {_last_lines(log_file())}", hint=f"see {log_file()}"
             )
         for server in list_servers():
-            if server.pid == process.pid and _answers(server):
-                process.returncode = 0  # it is not ours to wait for
+            if server.pid == process.pid:
                 return server
         time.sleep(POLL_SECONDS)
-    process.terminate()
-    raise errors.TimedOut(
-        f"the server is not ready after {START_TIMEOUT_SECONDS:g} s", hint=f"its log: {log}"
+    raise _not_ready()
+
+
+def _wait_until_ready(server: LocalServer) -> LocalServer:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        if _answers(server):
+            return server
+        time.sleep(POLL_SECONDS)
+    raise _not_ready()
+
+
+def _not_ready() -> errors.TimedOut:
+    return errors.TimedOut(
+        f"the server is not ready after {START_TIMEOUT_SECONDS:g} s", hint=f"see {log_file()}"
     )
 
 

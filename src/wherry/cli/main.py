@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _leave_broken_pipe()
     except KeyboardInterrupt:
-        note("")
+        note("interrupted")
         return INTERRUPTED
     except UsageError as error:
         print_error(error)

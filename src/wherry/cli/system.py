@@ -8,7 +8,6 @@ import platform
 import shlex
 import shutil
 import time
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Literal
 
@@ -163,6 +162,8 @@ def _print_exports(variables: dict[str, str]) -> None:
 @command("version", group=SERVER, examples=["wherry version", "wherry version -o json"])
 def show_version(*, common: Common = DEFAULT) -> None:
     """Show the versions of Wherry, Python and what models need."""
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"wherry": __version__, "python": platform.python_version()}
     for package in ("onnxruntime", "scikit-learn", "skops", "xllamacpp", "numpy"):
         try:

@@ -83,7 +83,7 @@ def _with_server(common: Common, *, dry_run: bool) -> Common:
     server, is_new = find_or_start_server()
     if is_new:
         note(f"started a server at {server.url}: log {log_file()}, stop it with kill {server.pid}")
-    return dataclasses.replace(common, url=server.url, api_key=common.api_key or server.key)
+    return dataclasses.replace(common, url=server.url)
 
 
 def _plan(client: Client, model: str) -> list[str]:

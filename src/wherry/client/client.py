@@ -1,8 +1,8 @@
-"""The blocking client: `Client`."""
+"""The blocking client: `Client`; and `import_model`, which needs no client."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -18,7 +18,9 @@ from wherry.client.calls import (
     uploads,
 )
 from wherry.client.calls.inference import Messages
+from wherry.client.calls.jobs import OnProgress
 from wherry.client.local import find_address
+from wherry.client.schema import Version
 from wherry.client.transport import (
     DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT_SECONDS,
@@ -169,3 +171,36 @@ class Client(BlockingResource):
     def __repr__(self) -> str:
         """Without the key."""
         return f"Client({self.url!r})"
+
+
+def import_model(
+    model_or_path: object,
+    *,
+    name: str,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    sample: Any = None,
+    alias: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Version:
+    """Make a version of a fitted model, a file or a folder, on the server that `Client()` finds.
+
+    Args:
+        model_or_path: an object (e.g. a scikit-learn pipeline), or a path.
+        name: name of the model.
+        task: what it does, where the model does not say.
+        labels: names of its classes, in the order of its outputs.
+        sample: one input, or a few rows.
+        alias: let this alias point to the new version.
+        on_progress: called while it is uploaded and imported.
+    """
+    with Client() as client:
+        return client.models.import_model(
+            model_or_path,
+            name=name,
+            task=task,
+            labels=labels,
+            sample=sample,
+            alias=alias,
+            on_progress=on_progress,
+        )

@@ -48,28 +48,41 @@ def servers_folder() -> Path:
 
 
 def write_server(server: LocalServer) -> Path:
-    """Leave word of a running server, readable by this user only; gives the file to remove."""
+    """Leave word of a running server, readable by this user only; gives the file to remove.
+
+    A server whose user has no home that can be written still serves: its clients then need
+    `WHERRY_URL` and `WHERRY_API_KEY`.
+    """
     parts = urlsplit(server.url)
     host = re.sub(r"[^A-Za-z0-9.-]", "_", parts.hostname or "")
-    folder = servers_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{host}_{parts.port or (443 if parts.scheme == 'https' else 80)}.json"
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    path = servers_folder() / f"{host}_{port}.json"
+    try:
+        _write_privately(path, msgspec.json.encode(server))
+    except OSError as error:
+        from wherry.telemetry import get_logger  # only a server comes here
+
+        get_logger("client").warning("clients cannot find this server", cause=str(error))
+    return path
+
+
+def _write_privately(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # mkstemp makes files 0600, and the rename lets no reader see half a file.
-    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
+    descriptor, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(server))
+            file.write(content)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
 
 
 def remove_server(path: Path, pid: int) -> None:
     """Take back the word of server `pid`, unless another has taken its place."""
     server = _read(path)
-    if server is None or server.pid == pid:
+    if server is not None and server.pid == pid:
         path.unlink(missing_ok=True)
 
 

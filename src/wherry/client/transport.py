@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -89,7 +90,9 @@ class BlockingTransport(Transport):
             self._http = None
 
     def __del__(self) -> None:
-        self.close()  # who works in a notebook closes nothing
+        # Who works in a notebook closes nothing; at exit, httpx may be half gone already.
+        with contextlib.suppress(Exception):
+            self.close()
 
     def run(self, call: Call[T]) -> T:
         """The answer of a call."""

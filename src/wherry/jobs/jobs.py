@@ -61,8 +61,9 @@ class Jobs:
         Raises:
             QuotaExceeded: the team has too many unfinished ones.
         """
+        job_id = new_id("job")
         fields = {
-            "id": new_id("job"),
+            "id": job_id,
             "team_id": team_id,
             "kind": kind_of(work),
             "state": "queued",
@@ -77,8 +78,8 @@ class Jobs:
                     retry_after_seconds=10.0,
                 )
             store.insert_job(connection, fields)
-            _announce(connection, team_id, fields["id"], "queued", kind_of(work))
-            row = store.find_job(connection, fields["id"])
+            _announce(connection, team_id, job_id, "queued", kind_of(work))
+            row = store.find_job(connection, job_id)
         assert row is not None
         return to_job(row)
 

@@ -147,12 +147,7 @@ def run_recipe(
     """The folder of the bundle that a recipe made."""
     recipe = load_recipe(path)
     target = shop.empty_folder("made")
-    recipe.run(
-        read_parameters(recipe, parameters),
-        sources,
-        target,
-        lambda stage, done, total: shop.tell(stage, done, total),
-    )
+    recipe.run(read_parameters(recipe, parameters), sources, target, shop.tell)
     return target
 
 

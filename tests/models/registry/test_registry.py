@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -20,13 +21,23 @@ TEAM, OTHER_TEAM = "team_1", "team_2"
 MANIFEST_OF_ECHO = Manifest(task="tensor", runtime="onnx", files=("model.onnx",), source="test")
 
 
-@pytest.fixture
-def database(tmp_path: Path):
-    database = Database.for_folder(tmp_path / "data")
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with two teams, made once and copied for each test."""
+    folder = tmp_path_factory.mktemp("migrated")
+    database = Database.for_folder(folder)
     database.migrate()
     with database.write() as connection:
         for team_id, name in ((TEAM, "default"), (OTHER_TEAM, "others")):
             connection.execute(insert(teams).values(id=team_id, name=name, created_at=1.0))
+    database.close()
+    return folder
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated: Path):
+    shutil.copytree(migrated, tmp_path / "data")
+    database = Database.for_folder(tmp_path / "data")
     yield database
     database.close()
 

@@ -287,8 +287,8 @@ def test_a_tensor_of_files_is_read() -> None:
 
 
 def test_small_files_of_large_pictures_do_not_fill_the_memory() -> None:
-    bomb = encode(Image.new("RGB", (4000, 4000)))
-    assert len(bomb) < 200_000
+    bomb = encode(Image.new("RGB", (4000, 4000)), compress_level=1)
+    assert len(bomb) < 1_000_000
     files = np.full(100, bomb, dtype=object)
     with pytest.raises(InvalidInput, match="bytes of pixels together"):
         IMAGE_CLASSIFICATION.from_tensors({"image": files}, ANY)

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Connection, Row
 
 from wherry.client import schema
-from wherry.errors import Conflict, ModelNotFound, NotFound, Unavailable
+from wherry.errors import Conflict, ModelNotFound, NotFound
 from wherry.models.bundle import MANIFEST, Manifest, decode_manifest, encode_manifest
 from wherry.models.registry import store
 from wherry.models.registry.cards import describe_models, describe_version
@@ -27,7 +27,6 @@ from wherry.storage.database import Database, add_event, bump_revision, lock, ne
 BUNDLES_FOLDER = "bundles"
 CLEANER = "blobs"
 """Name of the lock that keeps removals and additions apart."""
-ADD_ATTEMPTS = 3
 DAY_SECONDS = 86_400
 MAX_MODELS_A_PAGE = 1000
 
@@ -148,14 +147,14 @@ class Registry:
             "load_seconds": load_seconds,
             "environment": environment,
         }
-        for _ in range(ADD_ATTEMPTS):
-            files = self._store_files(folder, manifest, paths)
-            with self._database.write() as connection:
-                lock(connection, CLEANER)
-                if all(self._blobs.has(file.sha256) for file in files):
-                    return self._insert(connection, team_id, name, manifest, files, measured, alias)
-            # a version that had the same blob was removed meanwhile, and the blob with it
-        raise Unavailable("files of the new version kept disappearing", hint="try again")
+        # A removal may take a blob that both versions have, between our storing and our inserting.
+        # Then store again, the second time inside the lock that keeps removals out.
+        files = self._store_files(folder, manifest, paths)
+        with self._database.write() as connection:
+            lock(connection, CLEANER)
+            if not all(self._blobs.has(file.sha256) for file in files):
+                files = self._store_files(folder, manifest, paths)
+            return self._insert(connection, team_id, name, manifest, files, measured, alias)
 
     def _store_files(
         self, folder: Path, manifest: Manifest, paths: Iterable[str]

@@ -1,0 +1,253 @@
+"""`wherry serve --demo`: pull, train and deploy small real models, then call each of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wherry.cli.output import note, print_error
+from wherry.client import Client
+from wherry.client.schema import Job
+from wherry.errors import Internal, WherryError
+
+POLL_SECONDS = 0.2
+READY_SECONDS = 300.0
+QUESTION = "In one sentence, what is a wherry?"
+REVIEWS = (
+    "The plot was thin but the acting was superb.",
+    "The battery lasts two days and the screen is bright.",
+)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One deployment of the demo."""
+
+    deployment: str
+    source: str
+    """Name in the catalogue; empty = the example class that comes with Wherry."""
+
+
+PLANS = (
+    Plan("iris", "iris"),
+    Plan("echo", ""),
+    Plan("digits", "digits"),
+    Plan("topics", "topics"),
+    Plan("embeddings", "minilm"),
+    Plan("chat", "smollm2"),
+)
+
+
+class Demo:
+    """Runs beside the server, in a thread, and speaks to it as anyone would.
+
+    Args:
+        once: end the server after the tour.
+    """
+
+    def __init__(self, *, once: bool) -> None:
+        self.once = once
+        self.status = 1
+
+    def start(self, url: str, key: str) -> None:
+        """The server is ready."""
+        threading.Thread(target=self._run, args=(url, key), name="demo", daemon=True).start()
+
+    def _run(self, url: str, key: str) -> None:
+        try:
+            with Client(url, key) as client:
+                begun = time.monotonic()
+                Fleet(client).bring_up()
+                note(f"all {len(PLANS)} models answer after {time.monotonic() - begun:.0f} s\n")
+                Tour(client).run()
+            self._print_how_to(url)
+            self.status = 0
+        except WherryError as error:
+            print_error(error)
+        except Exception as error:  # noqa: BLE001 - the demo must end, and say why
+            print_error(Internal(f"the demo failed: {type(error).__name__}: {error}"))
+        if self.once or self.status:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            note("the server stays up until Ctrl-C")
+
+    def _print_how_to(self, url: str) -> None:
+        note(f"docs        {url}/docs")
+        note('key         eval "$(wherry env)"      # sets WHERRY_API_KEY, OPENAI_API_KEY, …')
+        note("curl        curl -s $OPENAI_BASE_URL/chat/completions \\")
+        note('              -H "Authorization: Bearer $OPENAI_API_KEY" \\')
+        note("              -H 'Content-Type: application/json' \\")
+        note(
+            '              -d \'{"model": "chat", "messages": '
+            '[{"role": "user", "content": "Hello!"}]}\''
+        )
+        note("python      from openai import OpenAI; client = OpenAI()")
+        note("            client.embeddings.create(model='embeddings', input='a boat')\n")
+
+
+class Fleet:
+    """Brings the demo's deployments up, several at a time."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def bring_up(self) -> None:
+        """Pull what is missing, deploy each as soon as its model is there, wait for all."""
+        present = {each.name for each in self._client.deployments.list()}
+        missing = [plan for plan in PLANS if plan.deployment not in present]
+        jobs = {
+            plan.deployment: self._client.models.pull(plan.source, name=plan.deployment, wait=False)
+            for plan in missing
+            if plan.source
+        }
+        if any(not plan.source for plan in missing):
+            example = Path(str(files("wherry.learning") / "examples" / "echo"))
+            self._client.models.import_model(example, name="echo")
+            self._client.deployments.deploy("echo", wait=False)
+        with bars(jobs) as show:
+            self._follow(jobs, show)
+        for plan in PLANS:
+            self._client.deployments.wait(plan.deployment, timeout=READY_SECONDS)
+
+    def _follow(self, jobs: dict[str, Job], show: Callable[[str, Job], None]) -> None:
+        waiting = dict(jobs)
+        while waiting:
+            for name, job in list(waiting.items()):
+                now = self._client.jobs.get(job.id)
+                show(name, now)
+                if now.state == "succeeded":
+                    del waiting[name]
+                    self._client.deployments.deploy(name, wait=False)
+                elif now.state in ("failed", "cancelled"):
+                    raise Internal(f"model {name!r}: {now.error or now.state}", hint=now.hint)
+            time.sleep(POLL_SECONDS)
+
+
+class bars:  # noqa: N801 - used like a function
+    """A bar for every job; on a pipe, a line when one is done."""
+
+    def __init__(self, names: Any) -> None:
+        self._names = list(names)
+        self._progress: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._done: set[str] = set()
+
+    def __enter__(self) -> Callable[[str, Job], None]:
+        if sys.stderr.isatty() and self._names:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._progress = Progress(
+                TextColumn("{task.fields[name]:<11}"),
+                BarColumn(30),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+            for name in self._names:
+                self._tasks[name] = self._progress.add_task("waiting", name=name, total=None)
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _show(self, name: str, job: Job) -> None:
+        is_done = job.state == "succeeded"
+        if self._progress is None:
+            if is_done and name not in self._done:
+                self._done.add(name)
+                note(f"{name:<11} ready to deploy")
+            return
+        now = job.progress
+        self._progress.update(
+            self._tasks[name],
+            description="done" if is_done else now.stage or job.state,
+            total=1 if is_done else now.total or None,
+            completed=1 if is_done else now.done,
+        )
+
+
+class Tour:
+    """A few real calls; each prints what it asks and what came back."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def run(self) -> None:
+        """All stops; an answer that is missing or empty ends the tour."""
+        for name, ask in (
+            ("iris", self._iris),
+            ("digits", self._digits),
+            ("topics", self._topics),
+            ("embeddings", self._embeddings),
+            ("echo", self._echo),
+            ("chat", self._chat),
+        ):
+            begun = time.monotonic()
+            for line in ask():
+                if not line:
+                    raise Internal(f"deployment {name!r} gave no answer")
+                note(line)
+            note(f"            ({(time.monotonic() - begun) * 1000:.0f} ms)\n")
+
+    def _iris(self) -> Iterator[str]:
+        answer = self._client.predict("iris", row=[5.1, 3.5, 1.4, 0.2])
+        yield "iris        sepal 5.1 × 3.5, petal 1.4 × 0.2"
+        yield f"            → {answer['label']} ({answer['confidence']:.0%})"
+
+    def _digits(self) -> Iterator[str]:
+        sample = self._sample("digits")
+        answer = self._client.predict("digits", sample)
+        yield from draw(sample["image"])
+        yield f"digits      → {answer['label']} ({answer['confidence']:.0%})"
+
+    def _topics(self) -> Iterator[str]:
+        for text in REVIEWS:
+            answer = self._client.predict("topics", text=text)
+            yield f"topics      {text}"
+            yield f"            → {answer['prediction']} ({answer['confidence']:.0%})"
+
+    def _embeddings(self) -> Iterator[str]:
+        texts = ["a boat on the river", "a ferry across the water", "the price of wheat"]
+        boat, ferry, wheat = self._client.embed("embeddings", texts)
+        yield f"embeddings  {texts[0]!r} is like {texts[1]!r}: {dot(boat, ferry):.2f}"
+        yield f"            and like {texts[2]!r}: {dot(boat, wheat):.2f} ({len(boat)} numbers each)"
+
+    def _echo(self) -> Iterator[str]:
+        answer = self._client.predict("echo", X=[1.5, 2.5])
+        yield f"echo        X = [1.5, 2.5] → {answer}"
+
+    def _chat(self) -> Iterator[str]:
+        yield f"chat        {QUESTION}"
+        pieces = self._client.chat("chat", QUESTION, stream=True, max_tokens=60, temperature=0)
+        text = "".join(pieces).strip().replace("\n", " ")
+        yield f"            → {text}" if text else ""
+
+    def _sample(self, model: str) -> dict[str, Any]:
+        latest = self._client.models.get(model).latest
+        assert latest is not None
+        return latest.card.sample
+
+
+def draw(image: list[list[float]]) -> Iterator[str]:
+    """A grey picture in characters, every second row (characters are tall)."""
+    top = max(max(row) for row in image) or 1
+    for row in image[::2]:
+        line = "".join(" .:*#"[min(4, int(value / top * 4.99))] for value in row)
+        if line.strip():
+            yield "            " + line.rstrip()
+
+
+def dot(left: list[float], right: list[float]) -> float:
+    """Likeness of two vectors of length one."""
+    return sum(a * b for a, b in zip(left, right, strict=True))
