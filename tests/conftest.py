@@ -103,7 +103,17 @@ def run_server(folder: Path, *arguments: str, **variables: str) -> Iterator[Live
     home.mkdir(exist_ok=True)
     with (home / "serve.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "wherry", "serve", "--data", str(data), "--port", "0", *arguments],
+            [
+                sys.executable,
+                "-m",
+                "wherry",
+                "serve",
+                "--data",
+                str(data),
+                "--port",
+                "0",
+                *arguments,
+            ],
             env={**clean_environment(), "HOME": str(home), **variables},
             stdout=log,
             stderr=log,

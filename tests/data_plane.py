@@ -113,8 +113,7 @@ class DataPlane:
         self._epoch += 1
         idempotent = changes.pop("idempotent", True)
         routes = tuple(
-            WorkerRoute(each.id, each.generation, each.address, each.spec.token)
-            for each in workers
+            WorkerRoute(each.id, each.generation, each.address, each.spec.token) for each in workers
         )
         version = VersionRoute(
             "model", number, f"sha256:{number}", "tensor", "python_class", 100, idempotent,
@@ -132,9 +131,7 @@ class DataPlane:
         """A request that sends one FP64 value (or more) as tensor X."""
         values = value if isinstance(value, list) else [value]
         body = {
-            "inputs": [
-                {"name": "X", "shape": [len(values)], "datatype": "FP64", "data": values}
-            ]
+            "inputs": [{"name": "X", "shape": [len(values)], "datatype": "FP64", "data": values}]
         }
         self._count += 1
         fields: dict[str, Any] = {

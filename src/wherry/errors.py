@@ -95,9 +95,7 @@ class TryLater(WherryError):
 
     code = "try_later"
 
-    def __init__(
-        self, message: str, *, hint: str = "", retry_after_seconds: float = 1.0
-    ) -> None:
+    def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float = 1.0) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_seconds = retry_after_seconds
 

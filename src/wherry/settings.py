@@ -129,7 +129,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         name = variable.removeprefix(PREFIX).lower()
         if name not in known:
             continue
-        found[name] = [part.strip() for part in text.split(",") if part.strip()] if name in lists else text
+        found[name] = (
+            [part.strip() for part in text.split(",") if part.strip()] if name in lists else text
+        )
     return found
 
 
@@ -162,7 +164,7 @@ def current_environment(*, without_settings: bool = False) -> dict[str, str]:
     }
 
 
-SECRET_PREFIX = "env:WHERRY_SECRET_"
+SECRET_PREFIX = "env:WHERRY_SECRET_"  # noqa: S105 - a prefix of names
 """Only such variables may be named by a deployment: a caller with the scope `operate` must not be
 able to send any other part of the server's environment to an upstream of their choice."""
 

@@ -38,7 +38,7 @@ def test_a_catalogue_says_why_a_model_does_not_fit(run: Run, twin: Twin):
 
 def test_a_table_is_plain_and_aligned_when_no_terminal_reads_it(run: Run, served: Twin):
     lines = run("list").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["NAME", "sentiment", "smollm2"]
+    assert [line.split()[0] for line in lines] == ["NAME", "smollm2", "sentiment"]
     assert (
         len({line.index(word) for line, word in zip(lines, ["TASK", "text", "text"], strict=True)})
         == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -14,10 +13,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from data_plane import DataPlane, data_plane, limited, write_model
-
 from wherry import errors
 
 ECHO = """
@@ -142,7 +138,11 @@ def test_a_deadline_ends_the_wait_and_the_worker_stays(tmp_path: Path):
 
 def test_a_cancelled_request_that_has_not_started_never_runs(tmp_path: Path):
     async def story(plane: DataPlane) -> None:
-        bundle = write_model(tmp_path / "bundle", DEADLY.replace("return batch", "time.sleep(.3); return batch"), idempotent=False)
+        bundle = write_model(
+            tmp_path / "bundle",
+            DEADLY.replace("return batch", "time.sleep(.3); return batch"),
+            idempotent=False,
+        )
         plane.route(await plane.start_worker(bundle))
         first = asyncio.ensure_future(plane.call(1.0))
         await asyncio.sleep(0.1)
@@ -230,8 +230,8 @@ def test_a_stopped_or_unknown_deployment_is_refused_without_a_record(tmp_path: P
             await plane.call(1.0)
         with pytest.raises(errors.ModelNotFound):
             await plane.call(1.0, deployment="other")
+        plane.route()
         with pytest.raises(errors.ModelNotFound):
-            plane.route()
             await plane.call(1.0, deployment="model@7")
         assert await plane.records() == []
 
@@ -280,8 +280,6 @@ def test_work_that_cannot_be_done_in_time_is_refused_at_once(tmp_path: Path):
             )
             refused += sum(isinstance(each, errors.Overloaded) for each in outcomes)
         assert refused > 0
-        assert all(
-            isinstance(each, list | errors.Overloaded) for each in results
-        )
+        assert all(isinstance(each, list | errors.Overloaded) for each in results)
 
     play(tmp_path, story)

@@ -60,6 +60,8 @@ class Transport:
             "base_url": self.address.url,
             "headers": headers,
             "timeout": httpx.Timeout(self._timeout_seconds, connect=connect_seconds),
+            # Reading the certificates of the system takes longer than most calls.
+            "verify": self.address.url.startswith("https:"),
             # HTTP_PROXY is for the world outside, not for this machine.
             "mounts": {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
         }

@@ -15,9 +15,7 @@ class Autoscaler:
         self._busy_since: float | None = None
         self._calm_since: float | None = None
 
-    def observe(
-        self, now: float, waiting: int, wait_seconds: float, *, is_settled: bool
-    ) -> int:
+    def observe(self, now: float, waiting: int, wait_seconds: float, *, is_settled: bool) -> int:
         """Workers that should run.
 
         Args:

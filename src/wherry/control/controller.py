@@ -156,7 +156,7 @@ class Controller:
                 await self._turn()
             except errors.Unavailable as error:
                 log.warning("database is away, serving what runs", error=error.message)
-            except Exception:  # noqa: BLE001 - one bad turn must not end control of the rest
+            except Exception:
                 log.exception("a turn of the controller failed")
 
     async def _turn(self) -> None:
@@ -201,9 +201,7 @@ class Controller:
         except errors.WherryError as error:
             return error
 
-    def _take_desired(
-        self, desired: Desired, resolved: list[Wanted] | errors.WherryError
-    ) -> None:
+    def _take_desired(self, desired: Desired, resolved: list[Wanted] | errors.WherryError) -> None:
         running = self._running.get(desired.id)
         if running is None:
             running = self._running[desired.id] = Running(desired)
@@ -238,9 +236,7 @@ class Controller:
             spec = running.desired.spec
             if spec.replicas.max > 1:
                 states = {replica.state for replica in running.replicas.values()}
-                running.scaler.observe(
-                    now, waiting, wait_seconds, is_settled=states <= {"ready"}
-                )
+                running.scaler.observe(now, waiting, wait_seconds, is_settled=states <= {"ready"})
             running.scaler.clamp(spec.replicas.min, spec.replicas.max)
             idle = now - running.last_used
             if spec.replicas.min == 0 and spec.idle_seconds and idle > spec.idle_seconds:
@@ -252,17 +248,13 @@ class Controller:
         spec = running.desired.spec
         if spec.replicas.min > 0:
             running.is_awake = True
-        target = count_replicas(
-            spec, is_awake=running.is_awake, autoscaled=running.scaler.replicas
-        )
+        target = count_replicas(spec, is_awake=running.is_awake, autoscaled=running.scaler.replicas)
         wanted_keys = [] if target == 0 else [each.key for each in running.wanted]
         if target == 0:
             running.routed = []
         for wanted in running.wanted:
             await self._adjust(running, wanted, target)
-        running.routed = choose_routed(
-            wanted_keys, running.routed, running.ready_by_version()
-        )
+        running.routed = choose_routed(wanted_keys, running.routed, running.ready_by_version())
         for replica in running.replicas.values():
             key = replica.wanted.key
             if key not in wanted_keys and key not in running.routed:
@@ -316,11 +308,7 @@ class Controller:
         ]
 
     async def _place(self, running: Running, wanted: Wanted) -> Replica:
-        taken = {
-            each.number
-            for each in running.replicas.values()
-            if each.wanted.key == wanted.key
-        }
+        taken = {each.number for each in running.replicas.values() if each.wanted.key == wanted.key}
         number = next(index for index in range(10_000) if index not in taken)
         spec = self._worker_spec(running, wanted, number)
         replica = Replica(wanted, await self._placement.place(spec), number)
@@ -340,9 +328,7 @@ class Controller:
             version=version.number,
             replica=number,
             digest=version.digest,
-            files=tuple(
-                FileEntry(file.path, file.size, file.sha256) for file in version.files
-            ),
+            files=tuple(FileEntry(file.path, file.size, file.sha256) for file in version.files),
             device=running.desired.spec.device,
             token=secrets.token_bytes(32),
             secrets=given if version.manifest.runtime == "upstream" else {},
@@ -392,7 +378,7 @@ class Controller:
         async for event in self._placement.watch():
             try:
                 self._hear(event)
-            except Exception:  # noqa: BLE001 - one bad event must not make us deaf
+            except Exception:
                 log.exception("cannot handle a worker's event")
 
     def _hear(self, event: WorkerEvent) -> None:
@@ -503,9 +489,7 @@ class Controller:
             cause=cause,
             retry_after_seconds=self._estimate_load_seconds(running),
             created_at=desired.created_at,
-            versions=tuple(
-                self._version_route(running, running.known[key]) for key in keys
-            ),
+            versions=tuple(self._version_route(running, running.known[key]) for key in keys),
             concurrency=limits.concurrency,
             queue_seconds=limits.queue_seconds,
             body_bytes=limits.body_bytes,
@@ -557,9 +541,7 @@ class Controller:
         if running.cause:
             return "failing", running.cause, running.remedy
         ready = running.ready_by_version()
-        target = count_replicas(
-            spec, is_awake=running.is_awake, autoscaled=running.scaler.replicas
-        )
+        target = count_replicas(spec, is_awake=running.is_awake, autoscaled=running.scaler.replicas)
         if target == 0:
             return "idle", "unloaded; wakes on request", ""
         counts = [ready.get(each.key, 0) for each in running.wanted]

@@ -71,9 +71,7 @@ class Deployments:
             before = existing.get(spec.name)
             changes.append(_compare(before.spec if before else None, spec))
         changed = [
-            spec
-            for spec, change in zip(specs, changes, strict=True)
-            if change.action != "none"
+            spec for spec, change in zip(specs, changes, strict=True) if change.action != "none"
         ]
         self._check_memory(team_id, changed)
         if not dry_run:

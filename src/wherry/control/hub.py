@@ -48,6 +48,8 @@ class GatewayLine:
             self._hub.welcome(self)
         elif frame.kind == Kind.ACK:
             self.acked_epoch = decode_epoch(frame.header)
+            if self.acked_epoch:
+                self._hub.first_acknowledgement.set()
             self._hub.on_change()
         elif frame.kind == Kind.REPORT:
             self.load = decode_report(frame.payload)
@@ -84,6 +86,8 @@ class Hub:
         self.on_wake = on_wake
         self._ask = ask
         self.lines: set[GatewayLine] = set()
+        self.first_acknowledgement = asyncio.Event()
+        """Set once a gateway works by real routes: the server answers."""
         self._snapshot = EMPTY
         self._answers: set[asyncio.Task[None]] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -135,7 +139,7 @@ class Hub:
             told = Told(await self._ask(question))
         except errors.WherryError as error:
             told = Told(None, error.code, error.message, error.hint)
-        except Exception:  # noqa: BLE001 - a bug here must not take the controller down
+        except Exception:
             log.exception("cannot answer a gateway", what=question.what)
             told = Told(None, "internal", "an unexpected error in the controller")
         line.connection.send(Kind.ANSWER, number, payload=frames.encode(told))

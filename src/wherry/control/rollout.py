@@ -56,9 +56,7 @@ class Wanted(msgspec.Struct, frozen=True):
         return f"{self.version.model}@{self.version.number}:{self.version.digest}"
 
 
-def choose_routed(
-    wanted: list[str], routed: list[str], ready: dict[str, int]
-) -> list[str]:
+def choose_routed(wanted: list[str], routed: list[str], ready: dict[str, int]) -> list[str]:
     """Keys of the versions that take traffic now.
 
     Args:
@@ -72,9 +70,7 @@ def choose_routed(
     return still or wanted
 
 
-def count_replicas(
-    spec: DeploymentSpec, *, is_awake: bool, autoscaled: int
-) -> int:
+def count_replicas(spec: DeploymentSpec, *, is_awake: bool, autoscaled: int) -> int:
     """How many workers each version should have."""
     if spec.stopped:
         return 0

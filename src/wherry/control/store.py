@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+
 import msgspec
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -83,9 +84,7 @@ def save_spec(connection: Connection, team_id: str, spec: DeploymentSpec) -> Non
 def delete_deployment(connection: Connection, team_id: str, name: str) -> None:
     """Forget a deployment."""
     connection.execute(
-        delete(deployments).where(
-            (deployments.c.team_id == team_id) & (deployments.c.name == name)
-        )
+        delete(deployments).where((deployments.c.team_id == team_id) & (deployments.c.name == name))
     )
     bump_revision(connection, "deployments")
 
@@ -118,10 +117,7 @@ def load_events(
 def last_event_id(connection: Connection, team_id: str) -> int:
     """The newest event's id; 0 if there is none."""
     query = (
-        select(events.c.id)
-        .where(events.c.team_id == team_id)
-        .order_by(events.c.id.desc())
-        .limit(1)
+        select(events.c.id).where(events.c.team_id == team_id).order_by(events.c.id.desc()).limit(1)
     )
     return connection.execute(query).scalar() or 0
 

@@ -1,5 +1,8 @@
-"""Keeps this host's gateways alive. They share one listening socket, so none of their deaths
-closes the port; connections that wait are served by the next."""
+"""Keeps this host's gateways alive.
+
+They share one listening socket, so none of their deaths closes the port; connections that wait
+are served by the next.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +67,7 @@ class Supervisor:
             await asyncio.sleep(delay)
 
     def _spawn(self, index: int) -> subprocess.Popen[bytes]:
-        order = GatewayOrder(
-            f"gateway {index}", self._settings, self._control_address, os.getpid()
-        )
+        order = GatewayOrder(f"gateway {index}", self._settings, self._control_address, os.getpid())
         read, write = socket.socketpair()
         with read, write:
             write.sendall(msgspec.msgpack.encode(order))

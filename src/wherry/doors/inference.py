@@ -120,9 +120,7 @@ class InferenceDoor:
 
     async def server(self, inquiry: Inquiry) -> Response:
         """Name, version, extensions."""
-        return json_response(
-            {"name": "wherry", "version": __version__, "extensions": EXTENSIONS}
-        )
+        return json_response({"name": "wherry", "version": __version__, "extensions": EXTENSIONS})
 
     async def live(self, inquiry: Inquiry) -> Response:
         """The process answers."""

@@ -94,8 +94,7 @@ def _unary(gateway: Gateway, exchange: Exchange, answer: Answer) -> Response:
     headers["openai-processing-ms"] = str(math.ceil(queued + ran))
     usage = exchange.usage
     headers["x-wherry-units"] = (
-        f"input_tokens={usage.input_tokens}, output_tokens={usage.output_tokens}, "
-        f"rows={usage.rows}"
+        f"input_tokens={usage.input_tokens}, output_tokens={usage.output_tokens}, rows={usage.rows}"
     )
     return Response(answer.body, 200, outcome.content_type, headers)
 

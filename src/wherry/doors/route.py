@@ -192,13 +192,19 @@ class Doors:
             self._check_host(headers)
             if row is None:
                 await _send_error(
-                    send, inquiry, any_row.render, _method_not_allowed(scope["method"], methods), 405,
+                    send,
+                    inquiry,
+                    any_row.render,
+                    _method_not_allowed(scope["method"], methods),
+                    405,
                     {"allow": ", ".join(sorted(methods))},
                 )
                 return
             inquiry.body_limit = row.body_limit
             if row.permission != "open":
-                inquiry.principal = await self._authenticator.authenticate(scope["headers"], inquiry.address)
+                inquiry.principal = await self._authenticator.authenticate(
+                    scope["headers"], inquiry.address
+                )
                 _check_permission(inquiry.principal, row.permission)
             _check_content_type(row, headers)
             response = await row.handler(inquiry)
@@ -208,7 +214,7 @@ class Doors:
             inquiry = inquiry or Inquiry(scope, receive, {})
             await _send_error(send, inquiry, any_row.render, error)
             return
-        except Exception:  # noqa: BLE001 - the edge: a bug is logged whole, told without detail
+        except Exception:
             inquiry = inquiry or Inquiry(scope, receive, {})
             log.exception("unexpected error", request_id=inquiry.id, path=scope["path"][:200])
             bug = errors.Internal("an unexpected error", hint="give the operator the request id")
@@ -300,7 +306,9 @@ def _parse_query(text: bytes) -> dict[str, str]:
 # ------------------------------------------------------------------------------ answers
 
 
-def _raw_headers(inquiry: Inquiry, content_type: str, extra: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def _raw_headers(
+    inquiry: Inquiry, content_type: str, extra: Mapping[str, str]
+) -> list[tuple[bytes, bytes]]:
     headers = [
         (b"content-type", content_type.encode("latin-1")),
         (b"x-request-id", inquiry.id.encode("latin-1")),
@@ -342,7 +350,12 @@ async def _send_whole(
     await send({"type": "http.response.start", "status": status, "headers": headers})
     if inquiry.method == "HEAD":
         body = b""
-    await send({"type": "http.response.body", "body": bytes(body) if isinstance(body, memoryview) else body})
+    await send(
+        {
+            "type": "http.response.body",
+            "body": bytes(body) if isinstance(body, memoryview) else body,
+        }
+    )
 
 
 async def _send_response(send: Send, inquiry: Inquiry, response: Response) -> None:

@@ -33,9 +33,7 @@ class Inbound(msgspec.Struct, kw_only=True):
     """How long the client waits for a model that is not loaded (`Prefer: wait=…`)."""
 
 
-def find_deployment(
-    routes: Routes, principal: Principal, name: str
-) -> tuple[DeploymentRoute, str]:
+def find_deployment(routes: Routes, principal: Principal, name: str) -> tuple[DeploymentRoute, str]:
     """The deployment and the version that a name means to this key.
 
     Raises:

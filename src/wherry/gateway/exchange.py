@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from wherry import errors
-from wherry.frames import Call, Outcome, Usage
 from wherry.accounts.keys import Principal
+from wherry.frames import Call, Outcome, Usage
 
 if TYPE_CHECKING:
     from wherry.gateway.link import WorkerLink

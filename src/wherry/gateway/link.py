@@ -130,7 +130,7 @@ class WorkerLink:
         # a message that cannot be handled costs this connection, never the loop
         try:
             self._handle(frame)
-        except Exception:  # noqa: BLE001 - see above
+        except Exception:
             log.exception("bad frame from worker", worker=self.route.id, kind=frame.kind)
             if self._connection is not None:
                 self._connection.close()

@@ -68,14 +68,10 @@ class Gateway:
         Raises:
             WherryError: it was refused at once; nothing was executed or recorded.
         """
-        deployment, version = find_deployment(
-            self.routes, inbound.principal, inbound.deployment
-        )
+        deployment, version = find_deployment(self.routes, inbound.principal, inbound.deployment)
         if not deployment.is_servable:
             raise not_ready(deployment)
-        route = choose_version(
-            deployment, inbound.version or version, inbound.principal.key_id
-        )
+        route = choose_version(deployment, inbound.version or version, inbound.principal.key_id)
         self._refuse_if_impatient(inbound, deployment, route)
         exchange = self._admit(inbound, deployment, route)
         try:
@@ -139,9 +135,7 @@ class Gateway:
             self._wake(deployment)
             raise not_ready(deployment)
 
-    def _settle(
-        self, exchange: Exchange, kept: Callable[[Exception | None], None]
-    ) -> None:
+    def _settle(self, exchange: Exchange, kept: Callable[[Exception | None], None]) -> None:
         self.guard.leave(exchange.deployment, exchange.size)
         slot = self._wheel.get(int(exchange.deadline / TICK_SECONDS) + 1)
         if slot is not None:
@@ -160,7 +154,7 @@ class Gateway:
             if deployment.is_servable:
                 for route in deployment.versions:
                     wanted[_queue_key(deployment, route)] = (deployment, route)
-        for key, (deployment, route) in wanted.items():
+        for deployment, route in wanted.values():
             self._queue(deployment, route).update(deployment, route)
         for key in [key for key in self._queues if key not in wanted]:
             self._queues.pop(key).close(self._move)

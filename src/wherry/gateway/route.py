@@ -114,9 +114,7 @@ def split_name(name: str) -> tuple[str, str]:
     return deployment, version
 
 
-def choose_version(
-    deployment: DeploymentRoute, version: str, sticky: str
-) -> VersionRoute:
+def choose_version(deployment: DeploymentRoute, version: str, sticky: str) -> VersionRoute:
     """The version asked for, else one by weight, the same for the same `sticky` key.
 
     Raises:

@@ -97,8 +97,7 @@ class Uplink:
             try:
                 await self._closed.wait()
             finally:
-                if self._connection is not None:
-                    self._connection.close()
+                self._connection.close()
 
     def _on_close(self) -> None:
         self._connection = None

@@ -26,7 +26,9 @@ class Executor:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._queue: SimpleQueue[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]]
+        self._queue: SimpleQueue[
+            tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]
+        ]
         self._queue = SimpleQueue()
         self.busy_since = 0.0
         self.finished = 0

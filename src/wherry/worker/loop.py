@@ -164,9 +164,7 @@ class Worker:
         """Open the model in the thread that will run it."""
         configure = getattr(self.runtime, "configure", None)
         if configure is not None:
-            configure(
-                secrets=self.config.spec.secrets, options=self.config.spec.runtime_options
-            )
+            configure(secrets=self.config.spec.secrets, options=self.config.spec.runtime_options)
         device = self.config.spec.device
         await self.executor.call(lambda: self.runtime.load(self.bundle, device))
         if isinstance(self.runtime, BatchRuntime):

@@ -179,8 +179,14 @@ def test_by_default_label_and_probabilities_are_declared_and_given():
 
 
 def test_probabilities_that_are_declared_but_missing_are_the_models_fault():
+    declared = Signature((), (TensorSpec("probabilities", "FP32", (-1, 2)),))
     with pytest.raises(ModelFailed):
-        TABULAR_CLASSIFICATION.to_tensors([answer([0])], MATRIX)
+        TABULAR_CLASSIFICATION.to_tensors([answer([0])], TaskConfig(signature=declared))
+
+
+def test_of_a_model_that_declares_nothing_the_class_has_the_whole_probability():
+    found = TABULAR_CLASSIFICATION.to_tensors([answer([1, 0])], MATRIX)
+    assert found["probabilities"].tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
 def test_one_row_is_answered_by_one_object():

@@ -37,7 +37,7 @@ from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest, open_bundle
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.sklearn_types import TRUSTED_SKLEARN_TYPES
-from wherry.models.tasks.tabular import Rows
+from wherry.models.tasks.tabular import TABULAR_CLASSIFICATION, Rows
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.tasks.text import TextInput
 from wherry.worker.runtimes.runtime import BatchRuntime
@@ -179,9 +179,20 @@ def test_a_model_without_probabilities_gives_classes(tmp_path):
 
 
 def test_a_declared_output_that_the_model_does_not_give_is_refused_at_load(tmp_path):
-    bundle = write_bundle(tmp_path / "svc", LinearSVC().fit(IRIS_ROWS, IRIS_SPECIES))
+    model = LinearSVC().fit(IRIS_ROWS, IRIS_SPECIES)
+    signature = Signature((), (TensorSpec("probabilities", "FP32", (-1, 3)),))
+    bundle = write_bundle(tmp_path / "svc", model, signature=signature)
     with pytest.raises(InvalidInput, match="'probabilities'"):
         load(bundle)
+
+
+def test_a_model_without_probabilities_needs_no_signature(tmp_path):
+    model = LinearSVC().fit(IRIS_ROWS, IRIS_SPECIES)
+    bundle = write_bundle(tmp_path / "svc", model)
+    outputs = run(load(bundle), rows_of(IRIS_ROWS[::50]))
+    found = TABULAR_CLASSIFICATION.to_tensors(outputs, bundle.manifest.task_config())
+    assert found["probabilities"].tolist() == np.eye(3).tolist()
+    assert found["label"].tolist() == [b"0", b"1", b"2"]
 
 
 def test_labels_must_be_as_many_as_classes(iris, tmp_path):

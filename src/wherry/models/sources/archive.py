@@ -168,6 +168,8 @@ def _open_tar(archive: Path) -> Generator[tarfile.TarFile]:
         guarded: Any = _Guarded(stream, archive.name, archive.stat().st_size)
         with tarfile.open(fileobj=guarded, mode="r:") as opened:
             yield opened
+        while guarded.read(CHUNK_BYTES):  # to the end, where the checksum is
+            pass
 
 
 def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wherry.errors import InvalidInput, NotFound, Unavailable
 from wherry.models.sources.source import Progress
-from wherry.storage.blobs import CHUNK_BYTES, explain_full_disk, sync_folder
+from wherry.storage.blobs import explain_full_disk, sync_folder
 
 if TYPE_CHECKING:
     import httpx
@@ -107,7 +107,7 @@ def _fetch_rest(client: httpx.Client, url: str, part: Path, progress: Progress) 
         done = start
         with part.open("r+b" if start else "wb") as file:
             file.seek(start)
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it comes: a break loses none of it
                 file.write(chunk)
                 done += len(chunk)
                 if done > MAX_DOWNLOAD_BYTES:

@@ -209,16 +209,18 @@ def label_of(index: int, labels: Sequence[str]) -> str:
 
 def class_tensor(spec: TensorSpec, outputs: Sequence[TableOutput], config: TaskConfig) -> Array:
     """One declared output of a classification."""
+    labels = outputs[0].labels or config.labels
+    classes = np.concatenate([output.classes for output in outputs])
     if spec.name == "probabilities":
         found = [output.probabilities for output in outputs if output.probabilities is not None]
-        if len(found) != len(outputs):
+        if len(found) == len(outputs):
+            return np.concatenate(found).astype(np.float32, copy=False)
+        if config.signature.outputs or not labels:
             raise ModelFailed("the model gives no probabilities, though its signature names them")
-        return np.concatenate(found).astype(np.float32, copy=False)
-    classes = np.concatenate([output.classes for output in outputs])
+        return np.eye(len(labels), dtype=np.float32)[classes]  # the bundle declares nothing
     if spec.name == "class":
         return classes.astype(np.int64, copy=False)
     if spec.name == "label":
-        labels = outputs[0].labels or config.labels
         names = np.empty(len(classes), dtype=object)
         names[:] = [label_of(index, labels).encode() for index in classes.tolist()]
         return names

@@ -1,8 +1,7 @@
 """Opens a GGUF file with llama.cpp's server, in this process, and asks it what it can.
 
 The server cannot be kept from listening; it gets a Unix socket in a private folder and a random
-key. `GGML_NO_BACKTRACE=1` belongs into the environment of the process (the launcher sets it):
-else a failed check inside llama.cpp starts a debugger.
+key.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Annotated, Any
 
 import httpx
 import msgspec
-import xllamacpp
 from msgspec import Meta
 
 from wherry.errors import InvalidInput, ModelFailed
@@ -26,8 +24,7 @@ from wherry.models.bundle import Bundle
 from wherry.worker.runtimes.chat_prompt import TemplateAbilities
 from wherry.worker.runtimes.gguf import GgufFacts
 from wherry.worker.runtimes.llama_answers import chunk_decoder
-
-llama: Any = xllamacpp  # it has no types
+from wherry.worker.runtimes.llama_native import llama
 
 DEFAULT_CONTEXT_TOKENS = 2048
 MAX_TEMPLATE_BYTES = 256 * 1024

@@ -8,9 +8,9 @@ scipy that skops trusts, those in `wherry.models.tasks.sklearn_types`, and what 
 `WHERRY_ALLOW_PICKLE=true`. Both settings reach this module through `configure`; a bundle cannot
 set them.
 
-Options of a bundle (task `image-classification`): `image_size` = [height, width] and `image_mode`
-are applied by the task's options; `pixel_scale` (default 1.0) multiplies each value 0 to 255;
-`layout` is `flat` (default: one row of features a picture) or `image` (height, width, channels).
+Options of a bundle of the task `image-classification`, beside the task's own: `pixel_scale` (default
+1/255) multiplies the values 0 to 255; `layout` is `flat` (default: a picture is one row of features)
+or `NHWC` (a picture keeps its dimensions).
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.image import ImageInput, fit_image, image_options
 from wherry.models.tasks.sklearn_types import TRUSTED_SKLEARN_TYPES
 from wherry.models.tasks.tabular import (
-    TABULAR_CLASSIFICATION,
     TABULAR_REGRESSION,
     RegressionOutput,
     Rows,
@@ -322,11 +321,12 @@ class TableClassifier(Table):
     def __init__(self, model: Any, bundle: Bundle) -> None:
         super().__init__(model, bundle)
         self.classifier = Classifier(model, bundle)
-        signature = TABULAR_CLASSIFICATION.signature(bundle.manifest.task_config())
         given = {"label", "class"}
         if self.classifier.has_probabilities:
             given.add("probabilities")
-        missing = [spec.name for spec in signature.outputs if spec.name not in given]
+        missing = [
+            spec.name for spec in bundle.manifest.signature.outputs if spec.name not in given
+        ]
         if missing:
             raise InvalidInput(
                 f"the bundle declares the output {missing[0]!r}, which the model does not give",
@@ -419,7 +419,7 @@ class ImageClassifier(LabelScores):
         super().__init__(model, bundle)
         options = bundle.manifest.options
         self.options = image_options(options)
-        self.scale = float(options.get("pixel_scale", 1.0))
+        self.scale = float(options.get("pixel_scale", 1 / 255))
         self.is_flat = options.get("layout", "flat") == "flat"
         self.features = getattr(model, "n_features_in_", None)
 
