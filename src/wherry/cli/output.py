@@ -56,7 +56,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        # Names are for copying: broken over lines at worst, never cut.
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     for row in texts:
         table.add_row(*map(Text, row))
     Console().print(table)

@@ -282,8 +282,11 @@ def _translate_errors() -> Generator[None]:
     except DatabaseError as error:
         if not _is_outage(error):
             raise
+        # A server's own words name hosts and users; they are in the chained error, for the log.
+        is_local = hasattr(error.orig, "sqlite_errorcode")
+        reason = str(error.orig) if is_local else "its server is down or refuses us"
         raise Unavailable(
-            f"the database cannot be used: {str(error.orig).strip()}",
+            f"the database cannot be used: {reason}",
             hint="see `wherry doctor`; is the disk full or the database server down?",
         ) from error
 

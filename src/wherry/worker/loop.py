@@ -150,6 +150,13 @@ class Worker:
         self.task = find_task(self.bundle.manifest.task)
         self.task_config = self.bundle.manifest.task_config()
         self.runtime: Runtime = create_runtime(self.bundle.manifest.runtime)
+        # asked once: an isinstance of a runtime_checkable protocol costs microseconds
+        self._batch: BatchRuntime | None = None
+        self._concurrent: ConcurrentRuntime | None = None
+        if isinstance(self.runtime, BatchRuntime):
+            self._batch = self.runtime
+        else:
+            self._concurrent = self.runtime
         self._codecs: dict[str, Codec] = {}
         self._batcher: Batcher[tuple[Work, int]] = Batcher(1)
         self._is_running = False
@@ -167,13 +174,13 @@ class Worker:
             configure(secrets=self.config.spec.secrets, options=self.config.spec.runtime_options)
         device = self.config.spec.device
         await self.executor.call(lambda: self.runtime.load(self.bundle, device))
-        if isinstance(self.runtime, BatchRuntime):
-            rows = self.bundle.manifest.max_batch_rows or self.runtime.max_batch_rows
-            self._batcher = Batcher(rows, self.runtime.max_batch_cost)
+        if self._batch is not None:
+            rows = self.bundle.manifest.max_batch_rows or self._batch.max_batch_rows
+            self._batcher = Batcher(rows, self._batch.max_batch_cost)
             self.credits = max(self.credits, 2 * rows)
-        else:
-            self._slots = asyncio.Semaphore(self.runtime.max_concurrency)
-            self.credits = max(2, 2 * self.runtime.max_concurrency)
+        elif self._concurrent is not None:
+            self._slots = asyncio.Semaphore(self._concurrent.max_concurrency)
+            self.credits = max(2, 2 * self._concurrent.max_concurrency)
 
     def connect(self, connected: socket.socket) -> None:
         """Take a connection that was accepted."""
@@ -222,13 +229,13 @@ class Worker:
         items = work.decoded.items
         if call.stream:
             start = getattr(codec, "stream", None)
-            if start is None or isinstance(self.runtime, BatchRuntime):
+            if start is None or self._concurrent is None:
                 raise errors.InvalidInput(
                     f"the model {call.deployment!r} does not stream", param="stream"
                 )
             work.encoder = start(work.decoded, call)
-        if isinstance(self.runtime, BatchRuntime):
-            return [self.runtime.prepare(item) for item in items]
+        if self._batch is not None:
+            return [self._batch.prepare(item) for item in items]
         return list(items)
 
     def _admit(self, work: Work, items: list[Any] | None, error: BaseException | None) -> None:
@@ -243,7 +250,7 @@ class Worker:
         else:
             work.remaining = len(items)
             work.outputs = [None] * len(items)
-            if isinstance(self.runtime, BatchRuntime):
+            if self._batch is not None:
                 for index, prepared in enumerate(items):
                     self._batcher.add(Waiting((work, index), prepared, work.deadline))
                 self._run_next()
@@ -254,7 +261,7 @@ class Worker:
     def cancel(self, work: Work) -> None:
         """The gateway does not want it any more; its final frame still follows."""
         work.cancelled.set()
-        if not work.started and isinstance(self.runtime, BatchRuntime):
+        if not work.started and self._batch is not None:
             self._drop_unwanted()
 
     def mark_started(self, works: list[Work]) -> None:
@@ -324,8 +331,8 @@ class Worker:
             return
         self._is_running = True
         self.mark_started([waiting.owner[0] for waiting in batch])
-        runtime = self.runtime
-        assert isinstance(runtime, BatchRuntime)
+        runtime = self._batch
+        assert runtime is not None
         prepared = [waiting.prepared for waiting in batch]
         self.executor.submit(
             lambda: run_batch(runtime, prepared),
@@ -364,8 +371,8 @@ class Worker:
 
     async def _stream(self, work: Work, index: int, item: Any) -> None:
         outputs: list[Any] = []
-        runtime = self.runtime
-        assert isinstance(runtime, ConcurrentRuntime)
+        runtime = self._concurrent
+        assert runtime is not None
         try:
             async with self._slots:
                 if work.is_unwanted(time.monotonic()):

@@ -13,6 +13,7 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "sklearn": ("wherry.worker.runtimes.sklearn:SklearnRuntime", "sklearn"),
     "llama_cpp": ("wherry.worker.runtimes.llama_cpp:LlamaCppRuntime", "llama-cpp"),
     "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
+    "python_stream": ("wherry.worker.runtimes.python_class:PythonStreamRuntime", ""),
     "upstream": ("wherry.worker.runtimes.upstream:UpstreamRuntime", ""),
 }
 """Name → (import string, the extra of `pip install 'wherry[extra]'` it needs)."""

@@ -73,8 +73,11 @@ class UpstreamRuntime:
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def configure(self, secrets: Mapping[str, str]) -> None:
-        """Take the deployment's secrets; `api_key` is the only one used."""
+    def configure(
+        self, secrets: Mapping[str, str], options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take the deployment's secrets, of which `api_key` is used; there are no options."""
+        del options
         self._secrets = dict(secrets)
 
     def load(self, bundle: Bundle, device: str) -> None:

@@ -1,0 +1,261 @@
+"""What every runtime must do, whatever its framework; a plugin passes the same suite."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import real_models
+from wherry.errors import InvalidInput
+from wherry.learning.recipes.catalog import find_recipe
+from wherry.models.bundle import Bundle, Manifest, encode_manifest, open_bundle
+from wherry.models.tasks.catalog import find_task
+from wherry.models.tasks.task import Signature, TensorSpec
+from wherry.worker.runtimes.catalog import create_runtime
+from wherry.worker.runtimes.runtime import BatchRuntime, ConcurrentRuntime, ItemError
+
+PLUGIN = '''
+"""A runtime as CONTRIBUTING.md tells to write one: adds what the bundle says."""
+
+from wherry.models.tasks.tensor import TensorOutput, rows_usage
+from wherry.worker.runtimes.runtime import Prepared
+
+
+class AddRuntime:
+    """Answers X + [options].amount."""
+
+    max_batch_rows = 8
+    max_batch_cost = 0
+
+    def load(self, bundle, device):
+        self.amount = bundle.manifest.options["amount"]
+
+    def prepare(self, item):
+        return Prepared(item)
+
+    def run(self, batch):
+        return [
+            TensorOutput(
+                tensors={"X": each.payload.tensors["X"] + self.amount},
+                usage=rows_usage(len(each.payload.tensors["X"])),
+            )
+            for each in batch
+        ]
+
+    def close(self):
+        pass
+'''
+
+
+class Case:
+    """A bundle to load, and plain inputs that it answers or refuses."""
+
+    def __init__(self, bundle: Bundle, good: list[dict[str, Any]], bad: dict[str, Any]):
+        self.bundle = bundle
+        self.good = good
+        self.bad = bad
+
+
+def make_iris(folder: Path) -> Case:
+    pytest.importorskip("skops")
+    recipe = find_recipe("iris")
+    recipe.run(recipe.parameters(), {}, folder, lambda *_: None)
+    good = [{"row": [5.1, 3.5, 1.4, 0.2]}, {"row": [6.7, 3.0, 5.2, 2.3]}]
+    return Case(open_bundle(folder), good, {"row": [1.0, 2.0]})
+
+
+def make_echo(folder: Path) -> Case:
+    from importlib.resources import files
+
+    example = Path(str(files("wherry.learning") / "examples" / "echo"))
+    return Case(open_bundle(example), [{"X": [1.0, 2.0]}, {"X": [3.0]}], {"Y": [1.0]})
+
+
+def make_minilm(folder: Path) -> Case:
+    pytest.importorskip("onnxruntime")
+    real_models.minilm_folder(folder)
+    good = [{"text": "a boat"}, {"text": "the quick brown fox jumps over the lazy dog"}]
+    return Case(open_bundle(folder), good, {"text": ""})
+
+
+def make_onnx_tensor(folder: Path) -> Case:
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    shape = ["n", 3]
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Mul", ["X", "X"], ["Y"])],
+        "square",
+        [tensor("X", onnx.TensorProto.FLOAT, shape)],
+        [tensor("Y", onnx.TensorProto.FLOAT, shape)],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "m.onnx")
+    signature = Signature((TensorSpec("X", "FP32", (-1, 3)),), (TensorSpec("Y", "FP32", (-1, 3)),))
+    manifest = Manifest(task="tensor", runtime="onnx", files=("m.onnx",), signature=signature)
+    write(folder, manifest)
+    good = [{"X": [[1.0, 2.0, 3.0]]}, {"X": [[4.0, 5.0, 6.0]]}]
+    return Case(open_bundle(folder), good, {"X": [[1.0]]})
+
+
+def make_plugin(folder: Path) -> Case:
+    """A package on the path with an entry point, as pip would install it."""
+    site = folder / "site"
+    info = site / "add_runtime-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "add_runtime.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: add-runtime\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[wherry.runtimes]\nadd = add_runtime:AddRuntime\n")
+    sys.path.insert(0, str(site))
+    signature = Signature((TensorSpec("X", "FP64", (-1,)),), (TensorSpec("X", "FP64", (-1,)),))
+    write(folder, Manifest(task="tensor", runtime="add", signature=signature, options={"amount": 5}))
+    return Case(open_bundle(folder), [{"X": [1.0]}, {"X": [2.0]}], {"Z": [1.0]})
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    (folder / "wherry.toml").write_text(encode_manifest(manifest))
+
+
+BATCH_CASES: dict[str, Callable[[Path], Case]] = {
+    "sklearn": make_iris,
+    "python_class": make_echo,
+    "onnx texts": make_minilm,
+    "onnx tensors": make_onnx_tensor,
+    "plugin": make_plugin,
+}
+
+
+@pytest.fixture(scope="module", params=list(BATCH_CASES))
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    path = list(sys.path)
+    case = BATCH_CASES[request.param](tmp_path_factory.mktemp("bundle"))
+    runtime = create_runtime(case.bundle.manifest.runtime)
+    assert isinstance(runtime, BatchRuntime)
+    runtime.load(case.bundle, "cpu")
+    yield case, runtime
+    runtime.close()
+    sys.path[:] = path
+
+
+def items_of(case: Case, plain: list[dict[str, Any]]) -> list[Any]:
+    task = find_task(case.bundle.manifest.task)
+    config = case.bundle.manifest.task_config()
+    return [task.from_plain(each, config) for each in plain]
+
+
+def plain_of(case: Case, output: Any) -> dict[str, Any]:
+    task = find_task(case.bundle.manifest.task)
+    return task.to_plain(output, case.bundle.manifest.task_config())
+
+
+def test_a_batch_is_answered_one_for_one_and_in_order(loaded: tuple[Case, BatchRuntime]):
+    case, runtime = loaded
+    prepared = [runtime.prepare(item) for item in items_of(case, case.good)]
+    alone = [plain_of(case, runtime.run([each])[0]) for each in prepared]
+    forward = runtime.run(prepared) if len({each.group for each in prepared}) == 1 else None
+    if forward is None:
+        return  # these two may not share a batch: the batcher keeps them apart
+    assert len(forward) == len(prepared)
+    for single, together in zip(alone, forward, strict=True):
+        assert_alike(single, plain_of(case, together))
+    assert str(alone[0]) != str(alone[1])
+
+
+def test_every_answer_says_what_it_cost(loaded: tuple[Case, BatchRuntime]):
+    case, runtime = loaded
+    for item in items_of(case, case.good):
+        (output,) = runtime.run([runtime.prepare(item)])
+        assert not isinstance(output, ItemError)
+        assert output.usage.rows >= 1
+        assert output.usage.input_tokens >= 0
+
+
+def test_bad_input_is_refused_before_it_reaches_the_model(loaded: tuple[Case, BatchRuntime]):
+    case, runtime = loaded
+    with pytest.raises(InvalidInput):
+        for item in items_of(case, [case.bad]):
+            runtime.prepare(item)
+
+
+def test_prepare_may_run_in_several_threads(loaded: tuple[Case, BatchRuntime]):
+    case, runtime = loaded
+    items = items_of(case, case.good) * 8
+    found: list[Any] = [None] * len(items)
+
+    def work(index: int) -> None:
+        found[index] = runtime.prepare(items[index])
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in range(len(items))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, prepared in enumerate(found):
+        expected = plain_of(case, runtime.run([runtime.prepare(items[index])])[0])
+        assert_alike(plain_of(case, runtime.run([prepared])[0]), expected)
+
+
+def test_bounds_of_a_batch_are_sensible(loaded: tuple[Case, BatchRuntime]):
+    _, runtime = loaded
+    assert runtime.max_batch_rows >= 1
+    assert runtime.max_batch_cost >= 0
+
+
+def assert_alike(left: Any, right: Any) -> None:
+    """Equal but for float noise."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_alike(left[key], right[key])
+    elif isinstance(left, (int, float, list)):
+        assert np.allclose(left, right, rtol=1e-3, atol=1e-4)
+    else:
+        assert left == right
+
+
+# ------------------------------------------------------------------------------ streams
+
+
+@pytest.mark.slow
+def test_a_concurrent_runtime_streams_counts_and_stops(tmp_path: Path):
+    pytest.importorskip("xllamacpp")
+    model = real_models.smollm2_path()
+    (tmp_path / model.name).symlink_to(model)
+    write(tmp_path, Manifest(task="text-generation", runtime="llama_cpp", files=(model.name,)))
+    bundle = open_bundle(tmp_path)
+    runtime = create_runtime("llama_cpp")
+    assert isinstance(runtime, ConcurrentRuntime)
+    runtime.load(bundle, "cpu")
+    task = find_task("text-generation")
+    item = task.from_plain({"text": "Count to one hundred.", "max_tokens": 60}, bundle.manifest.task_config())
+
+    async def play() -> None:
+        whole = [delta async for delta in runtime.stream(item, threading.Event(), "t")]
+        assert 0 < sum(each.usage.output_tokens for each in whole) <= 60
+        assert sum(each.usage.input_tokens for each in whole) > 0
+        cancelled = threading.Event()
+        some = []
+        async for delta in runtime.stream(item, cancelled, "t"):
+            some.append(delta)
+            if len(some) == 3:
+                cancelled.set()
+        assert len(some) < len(whole)
+        assert sum(each.usage.output_tokens for each in some) > 0, "cancelled work is metered too"
+
+    asyncio.run(play())
+    runtime.close()
+
+
+def test_every_built_in_runtime_is_named_in_the_suite():
+    from wherry.worker.runtimes.catalog import BUILT_IN
+
+    covered = {"sklearn", "python_class", "onnx", "llama_cpp"}
+    elsewhere = {"upstream", "python_stream"}  # need a server, a stream: tests/worker/runtimes
+    assert set(BUILT_IN) == covered | elsewhere
