@@ -28,7 +28,8 @@ def test_a_model_goes_from_the_catalogue_to_an_answer(run: Run, twin: Twin):
     assert pulled.out == "smollm2@1\n"
     assert "pull smollm2: download" in pulled.err
     assert run("deploy", "smollm2", "--idle", "15m").out == "smollm2 is ready\n"
-    assert twin.deployments["smollm2"].spec.idle_seconds == 900
+    spec = twin.deployments["smollm2"].spec
+    assert (spec.idle_seconds, spec.replicas.min, spec.replicas.max) == (900, 0, 1)
     assert run("chat", "smollm2", "hello").out == "olleh\n"
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from wherry.cli.output import note, print_error
 from wherry.client import Client
 from wherry.client.schema import Job
 from wherry.errors import Internal, WherryError
+from wherry.settings import Settings
 
 POLL_SECONDS = 0.2
 READY_SECONDS = 300.0
@@ -26,6 +27,13 @@ REVIEWS = (
     "The plot was thin but the acting was superb.",
     "The battery lasts two days and the screen is bright.",
 )
+
+
+def quieted(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Fewer log lines between the demo's own, unless a level was asked for."""
+    if "log_level" in given:
+        return settings
+    return msgspec.structs.replace(settings, log_level="warning")
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -65,9 +73,13 @@ class Demo:
         try:
             with Client(url, key) as client:
                 begun = time.monotonic()
-                Fleet(client).bring_up()
+                fleet, tour = Fleet(client), Tour(client)
+                fleet.begin()
+                tour.visit("iris")
+                note(f"the first answer came after {time.monotonic() - begun:.0f} s\n")
+                fleet.bring_up()
                 note(f"all {len(PLANS)} models answer after {time.monotonic() - begun:.0f} s\n")
-                Tour(client).run()
+                tour.run()
             self._print_how_to(url)
             self.status = 0
         except WherryError as error:
@@ -98,22 +110,33 @@ class Fleet:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._jobs: dict[str, Job] = {}
+        self._missing: list[Plan] = []
+
+    def begin(self) -> None:
+        """Ask for all models that are missing, and serve the first."""
+        present = {each.name for each in self._client.deployments.list()}
+        self._missing = [plan for plan in PLANS if plan.deployment not in present]
+        for plan in self._missing:
+            if plan.source:
+                self._jobs[plan.deployment] = self._client.models.pull(
+                    plan.source, name=plan.deployment, wait=False
+                )
+        first = PLANS[0].deployment
+        job = self._jobs.pop(first, None)
+        if job is not None:
+            self._client.jobs.wait(job.id)
+            self._client.deployments.deploy(first, wait=False)
+        self._client.deployments.wait(first, timeout=READY_SECONDS)
 
     def bring_up(self) -> None:
-        """Pull what is missing, deploy each as soon as its model is there, wait for all."""
-        present = {each.name for each in self._client.deployments.list()}
-        missing = [plan for plan in PLANS if plan.deployment not in present]
-        jobs = {
-            plan.deployment: self._client.models.pull(plan.source, name=plan.deployment, wait=False)
-            for plan in missing
-            if plan.source
-        }
-        if any(not plan.source for plan in missing):
+        """Deploy each of the others as soon as its model is there, wait for all."""
+        if any(not plan.source for plan in self._missing):
             example = Path(str(files("wherry.learning") / "examples" / "echo"))
             self._client.models.import_model(example, name="echo")
             self._client.deployments.deploy("echo", wait=False)
-        with bars(jobs) as show:
-            self._follow(jobs, show)
+        with bars(self._jobs) as show:
+            self._follow(self._jobs, show)
         for plan in PLANS:
             self._client.deployments.wait(plan.deployment, timeout=READY_SECONDS)
 
@@ -166,7 +189,7 @@ class bars:  # noqa: N801 - used like a function
         if self._progress is None:
             if is_done and name not in self._done:
                 self._done.add(name)
-                note(f"{name:<11} ready to deploy")
+                note(f"{name:<11} model is here")
             return
         now = job.progress
         self._progress.update(
@@ -182,23 +205,28 @@ class Tour:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._stops: dict[str, Callable[[], Iterator[str]]] = {
+            "iris": self._iris,
+            "digits": self._digits,
+            "topics": self._topics,
+            "embeddings": self._embeddings,
+            "echo": self._echo,
+            "chat": self._chat,
+        }
 
     def run(self) -> None:
-        """All stops; an answer that is missing or empty ends the tour."""
-        for name, ask in (
-            ("iris", self._iris),
-            ("digits", self._digits),
-            ("topics", self._topics),
-            ("embeddings", self._embeddings),
-            ("echo", self._echo),
-            ("chat", self._chat),
-        ):
-            begun = time.monotonic()
-            for line in ask():
-                if not line:
-                    raise Internal(f"deployment {name!r} gave no answer")
-                note(line)
-            note(f"            ({(time.monotonic() - begun) * 1000:.0f} ms)\n")
+        """All stops but the first, which was seen already."""
+        for name in list(self._stops)[1:]:
+            self.visit(name)
+
+    def visit(self, name: str) -> None:
+        """One stop; an answer that is missing or empty ends the tour."""
+        begun = time.monotonic()
+        for line in self._stops[name]():
+            if not line:
+                raise Internal(f"deployment {name!r} gave no answer")
+            note(line)
+        note(f"            ({(time.monotonic() - begun) * 1000:.0f} ms)\n")
 
     def _iris(self) -> Iterator[str]:
         answer = self._client.predict("iris", row=[5.1, 3.5, 1.4, 0.2])

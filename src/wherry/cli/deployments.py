@@ -70,11 +70,14 @@ def deploy(
         device: Where it runs.
         wait: Return when it answers.
     """
+    idle_seconds = parse_duration(idle)
+    if min_replicas is None and replicas is None and idle_seconds:
+        min_replicas = 0
     spec = DeploymentSpec(
         name=name or model.partition("@")[0],
         model=model,
         replicas=_replicas_of(replicas, min_replicas, max_replicas),
-        idle_seconds=parse_duration(idle),
+        idle_seconds=idle_seconds,
         device=device,
     )
     with common.connect() as client, progress(f"deploy {spec.name}") as report:

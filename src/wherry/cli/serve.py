@@ -79,6 +79,7 @@ def serve(
     *,
     config: Path | None = None,
     demo: bool = False,
+    once: bool = False,
     debug: bool = False,
     flags: Any = NO_FLAGS,
 ) -> int:
@@ -86,14 +87,21 @@ def serve(
 
     Args:
         config: TOML file with settings.
-        demo: Serve a few small models at once, to try things with.
+        demo: Serve a few small models at once, to try things with, and call each of them.
+        once: End after the demo's calls; the exit code tells whether every answer came.
         debug: Show the traceback of an error.
     """
     given = {name: value for name, value in vars(flags).items() if value is not None}
     settings = load_settings(given, file=config)
     from wherry.app import serve as run_server  # brings the server
 
-    return run_server(settings, demo=demo, on_ready=_announce)
+    if not demo:
+        return run_server(settings, on_ready=_announce)
+    from wherry.cli.demo import Demo, quieted
+
+    tour = Demo(once=once)
+    status = run_server(quieted(settings, given), demo=True, on_ready=tour.start)
+    return status or (tour.status if once else 0)
 
 
 serve.__annotations__["flags"] = Annotated[

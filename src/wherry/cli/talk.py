@@ -188,13 +188,20 @@ def _field_of(sample: dict[str, Any], usual: str) -> str:
 
 def print_prediction(answer: dict[str, Any]) -> None:
     """A prediction for people: its fields, and the best scores as a table."""
-    scores = answer.get("scores")
-    named_scores: dict[str, float] = scores if isinstance(scores, dict) else {}
-    fields = {name: _short(value) for name, value in answer.items() if value is not named_scores}
+    tables = {name: value for name, value in answer.items() if _is_scores(value)}
+    fields = {name: _short(value) for name, value in answer.items() if name not in tables}
     print_fields(fields)
-    if named_scores:
+    for scores in tables.values():
         print()
-        print_table(("LABEL", "SCORE"), _best_scores(named_scores))
+        print_table(("LABEL", "SCORE"), _best_scores(scores))
+
+
+def _is_scores(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(each, float) for each in value.values())
+    )
 
 
 def _best_scores(scores: dict[str, float], count: int = 5) -> list[tuple[str, str]]:

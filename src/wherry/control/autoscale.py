@@ -26,13 +26,15 @@ class Autoscaler:
         """
         if waiting and wait_seconds > WAIT_WORTH_SCALING_SECONDS:
             self._calm_since = None
-            self._busy_since = self._busy_since or now
+            if self._busy_since is None:
+                self._busy_since = now
             if is_settled and now - self._busy_since >= UP_AFTER_SECONDS:
                 self.replicas += 1
                 self._busy_since = None
             return self.replicas
         self._busy_since = None
-        self._calm_since = self._calm_since or now
+        if self._calm_since is None:
+            self._calm_since = now
         if self.replicas > 1 and is_settled and now - self._calm_since >= DOWN_AFTER_SECONDS:
             self.replicas -= 1
             self._calm_since = now

@@ -150,7 +150,9 @@ def name_of(inquiry: Inquiry, param: str) -> str:
     """A name in the path; what cannot be a name is not found."""
     name = inquiry.params[param]
     if not NAME.fullmatch(name):
-        raise errors.NotFound(f"no {param} {name[:80]!r}", hint="names are small letters, digits, . _ -")
+        raise errors.NotFound(
+            f"no {param} {name[:80]!r}", hint="names are small letters, digits, . _ -"
+        )
     return name
 
 
@@ -158,7 +160,9 @@ def number_of(inquiry: Inquiry, param: str) -> int:
     """A version's number in the path; what cannot be one is not found."""
     text = inquiry.params[param]
     if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise errors.ModelNotFound(f"no version {text[:80]!r}", hint="versions have numbers: 1, 2 …")
+        raise errors.ModelNotFound(
+            f"no version {text[:80]!r}", hint="versions have numbers: 1, 2 …"
+        )
     return int(text)
 
 

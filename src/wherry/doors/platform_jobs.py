@@ -37,22 +37,67 @@ class JobsPart:
     def rows(self) -> list[Row]:
         """The table."""
         return [
-            _row("POST", "/uploads", "publish", self.create_upload, "Start an upload",
-                 answer=schema.Upload, status=201),
-            _row("GET", "/uploads/{id}", "publish", self.upload, "What has arrived",
-                 answer=schema.Upload),
-            _row("DELETE", "/uploads/{id}", "publish", self.remove_upload, "Delete an upload",
-                 answer=schema.Upload),
-            _row("PUT", "/uploads/{id}/files/{path:path}", "publish", self.write_file,
-                 "Append the body to a file, at ?offset=", answer=schema.Upload,
-                 query=("offset",), body_limit=self._parts.settings.max_upload_bytes),
-            _row("GET", "/jobs", "any", self.jobs, "Jobs of your team, newest first",
-                 answer=PageOf[schema.Job], query=("limit", "cursor")),
-            _row("POST", "/jobs/{id}:cancel", "publish", self.cancel, "Ask a job to stop",
-                 answer=schema.Job),
-            _row("GET", "/jobs/{id}/events", "any", self.events,
-                 "The job whenever it changes, until it is finished", answer=schema.Job,
-                 streams=True),
+            _row(
+                "POST",
+                "/uploads",
+                "publish",
+                self.create_upload,
+                "Start an upload",
+                answer=schema.Upload,
+                status=201,
+            ),
+            _row(
+                "GET",
+                "/uploads/{id}",
+                "publish",
+                self.upload,
+                "What has arrived",
+                answer=schema.Upload,
+            ),
+            _row(
+                "DELETE",
+                "/uploads/{id}",
+                "publish",
+                self.remove_upload,
+                "Delete an upload",
+                answer=schema.Upload,
+            ),
+            _row(
+                "PUT",
+                "/uploads/{id}/files/{path:path}",
+                "publish",
+                self.write_file,
+                "Append the body to a file, at ?offset=",
+                answer=schema.Upload,
+                query=("offset",),
+                body_limit=self._parts.settings.max_upload_bytes,
+            ),
+            _row(
+                "GET",
+                "/jobs",
+                "any",
+                self.jobs,
+                "Jobs of your team, newest first",
+                answer=PageOf[schema.Job],
+                query=("limit", "cursor"),
+            ),
+            _row(
+                "POST",
+                "/jobs/{id}:cancel",
+                "publish",
+                self.cancel,
+                "Ask a job to stop",
+                answer=schema.Job,
+            ),
+            _row(
+                "GET",
+                "/jobs/{id}/events",
+                "any",
+                self.events,
+                "The job whenever it changes, until it is finished",
+                answer=schema.Job,
+                streams=True,
+            ),
             _row("GET", "/jobs/{id}", "any", self.job, "A job", answer=schema.Job),
         ]
 
@@ -117,24 +162,19 @@ class JobsPart:
         revisions = self._parts.streams.revisions
         seen_revision = -2
         last = b""
-        is_over = False
         number = 0
 
-        async def produce() -> list[bytes] | None:
-            nonlocal seen_revision, last, is_over, number
-            if is_over:
-                return None
+        async def produce() -> tuple[list[bytes], bool]:
+            nonlocal seen_revision, last, number
             revision = revisions.value("jobs")
             if revision == seen_revision:
-                return []
+                return [], False
             job = await self._find(inquiry)
             seen_revision, now = revision, encode(job)
-            is_over = job.state in FINISHED
             if now == last:
-                return []
-            last = now
-            number += 1
-            return [format_event(now, number)]
+                return [], False
+            last, number = now, number + 1
+            return [format_event(now, number)], job.state in FINISHED
 
         return self._parts.streams.respond(inquiry, produce)
 

@@ -51,30 +51,108 @@ class ModelsPart:
     def rows(self) -> list[Row]:
         """The table."""
         return [
-            _row("GET", "/catalog", "any", self.catalog, "Models that a name is enough for",
-                 answer=PageOf[schema.CatalogEntry], query=PAGED),
-            _row("POST", "/models:pull", "publish", self.pull, "Get a model",
-                 request=schema.PullRequest, answer=schema.Job, status=202),
-            _row("POST", "/models:import", "publish", self.import_upload,
-                 "Make a version of an upload",
-                 request=schema.ImportRequest, answer=schema.Job, status=202),
-            _row("POST", "/models:train", "publish", self.train, "Run a recipe",
-                 request=schema.TrainRequest, answer=schema.Job, status=202),
-            _row("GET", "/models", "any", self.models, "Models of your team",
-                 answer=PageOf[schema.Model], query=PAGED),
-            _row("GET", MODEL, "any", self.model, "A model and its newest version",
-                 answer=schema.Model),
-            _row("DELETE", MODEL, "publish", self.remove_model, "Remove a model",
-                 answer=schema.Model, query=("dry_run",)),
-            _row("GET", MODEL + "/versions", "any", self.versions, "Versions, oldest first",
-                 answer=PageOf[schema.Version], query=PAGED),
+            _row(
+                "GET",
+                "/catalog",
+                "any",
+                self.catalog,
+                "Models that a name is enough for",
+                answer=PageOf[schema.CatalogEntry],
+                query=PAGED,
+            ),
+            _row(
+                "POST",
+                "/models:pull",
+                "publish",
+                self.pull,
+                "Get a model",
+                request=schema.PullRequest,
+                answer=schema.Job,
+                status=202,
+            ),
+            _row(
+                "POST",
+                "/models:import",
+                "publish",
+                self.import_upload,
+                "Make a version of an upload",
+                request=schema.ImportRequest,
+                answer=schema.Job,
+                status=202,
+            ),
+            _row(
+                "POST",
+                "/models:train",
+                "publish",
+                self.train,
+                "Run a recipe",
+                request=schema.TrainRequest,
+                answer=schema.Job,
+                status=202,
+            ),
+            _row(
+                "GET",
+                "/models",
+                "any",
+                self.models,
+                "Models of your team",
+                answer=PageOf[schema.Model],
+                query=PAGED,
+            ),
+            _row(
+                "GET",
+                MODEL,
+                "any",
+                self.model,
+                "A model and its newest version",
+                answer=schema.Model,
+            ),
+            _row(
+                "DELETE",
+                MODEL,
+                "publish",
+                self.remove_model,
+                "Remove a model",
+                answer=schema.Model,
+                query=("dry_run",),
+            ),
+            _row(
+                "GET",
+                MODEL + "/versions",
+                "any",
+                self.versions,
+                "Versions, oldest first",
+                answer=PageOf[schema.Version],
+                query=PAGED,
+            ),
             _row("GET", VERSION, "any", self.version, "One version", answer=schema.Version),
-            _row("DELETE", VERSION, "publish", self.remove_version, "Remove a version",
-                 answer=schema.Version, query=("dry_run",)),
-            _row("PUT", ALIAS, "publish", self.set_alias, "Let an alias point to a version",
-                 request=schema.AliasRequest, answer=schema.Model),
-            _row("DELETE", ALIAS, "publish", self.remove_alias, "Forget an alias",
-                 answer=schema.Model, query=("dry_run",)),
+            _row(
+                "DELETE",
+                VERSION,
+                "publish",
+                self.remove_version,
+                "Remove a version",
+                answer=schema.Version,
+                query=("dry_run",),
+            ),
+            _row(
+                "PUT",
+                ALIAS,
+                "publish",
+                self.set_alias,
+                "Let an alias point to a version",
+                request=schema.AliasRequest,
+                answer=schema.Model,
+            ),
+            _row(
+                "DELETE",
+                ALIAS,
+                "publish",
+                self.remove_alias,
+                "Forget an alias",
+                answer=schema.Model,
+                query=("dry_run",),
+            ),
         ]
 
     # ------------------------------------------------------------------ looking
@@ -310,7 +388,9 @@ def recipe_path(name: str) -> str:
 def _check_task(task: str | None) -> None:
     if task is not None and task not in task_names():
         known = ", ".join(task_names())
-        raise errors.InvalidInput(f"unknown task {task[:80]!r}", hint=f"known: {known}", param="task")
+        raise errors.InvalidInput(
+            f"unknown task {task[:80]!r}", hint=f"known: {known}", param="task"
+        )
 
 
 def _refuse_used(what: str, users: list[str]) -> None:

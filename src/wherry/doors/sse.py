@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 from wherry import errors
 from wherry.accounts.keys import Principal
@@ -27,8 +28,8 @@ POLL_SECONDS = 0.25
 HEARTBEAT = b": beat\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
-Produce = Callable[[], Awaitable[list[bytes] | None]]
-"""Gives finished events that are new since the last call; None when there will be no more."""
+Produce = Callable[[], Awaitable[tuple[list[bytes], bool]]]
+"""Gives finished events that are new since the last call, and whether they are the last."""
 
 
 def format_event(data: bytes, event_id: object = None) -> bytes:
@@ -99,8 +100,9 @@ class Streams:
         self._closing = asyncio.Event()
 
     def respond(self, inquiry: Inquiry, produce: Produce) -> Response:
-        """A stream of what `produce` gives, until it ends, the client leaves or the key does not
-        hold any more.
+        """A stream of what `produce` gives.
+
+        It ends with that, when the client leaves, and when the key does not hold any more.
 
         Raises:
             Overloaded: there are too many streams.
@@ -135,18 +137,15 @@ class Streams:
             with self.revisions.listening():
                 while not gone.done() and not closing.done() and self._holds(principal):
                     changed = self.revisions.changed
-                    try:
-                        events = await produce()
-                    except errors.Unavailable:
-                        events = []  # the database or the controller is away: wait
-                    if events is None:
-                        return
+                    events, is_over = await _try(produce)
                     if events:
                         next_beat = time.monotonic() + HEARTBEAT_SECONDS
                         yield b"".join(events)
                     elif time.monotonic() >= next_beat:
                         next_beat = time.monotonic() + HEARTBEAT_SECONDS
                         yield HEARTBEAT
+                    if is_over:
+                        return
                     await self._wait(changed, gone, closing)
         finally:
             gone.cancel()
@@ -159,7 +158,7 @@ class Streams:
         return self._authenticator.is_current(principal)
 
     async def _wait(
-        self, changed: asyncio.Event, gone: asyncio.Future[None], closing: asyncio.Future[bool]
+        self, changed: asyncio.Event, gone: asyncio.Future[None], closing: asyncio.Future[Any]
     ) -> None:
         waiting = asyncio.ensure_future(changed.wait())
         try:
@@ -170,3 +169,12 @@ class Streams:
             )
         finally:
             waiting.cancel()
+
+
+async def _try(produce: Produce) -> tuple[list[bytes], bool]:
+    try:
+        return await produce()
+    except errors.Unavailable:
+        return [], False  # the database is away: wait for it
+    except errors.WherryError:
+        return [], True  # what the stream was about is gone; asking again will say so

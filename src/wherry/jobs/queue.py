@@ -15,12 +15,15 @@ from typing import Any
 
 from wherry import errors
 from wherry.control.controller import describe_exit
+from wherry.control.store import trim_events
 from wherry.jobs.environments import Environments
 from wherry.jobs.jobs import JobRecord, Jobs
 from wherry.jobs.process import RunnerProcess
 from wherry.jobs.uploads import TAKEN, Uploads
 from wherry.jobs.work import Failed, ImportWork, Succeeded
+from wherry.models.registry.registry import Registry
 from wherry.settings import Settings
+from wherry.storage.blobs import LocalBlobs
 from wherry.storage.database import Database
 from wherry.telemetry import get_logger
 
@@ -44,6 +47,7 @@ class JobQueue:
     """
 
     def __init__(self, database: Database, settings: Settings, run_folder: Path) -> None:
+        self._database = database
         self._jobs = Jobs(database)
         self._settings = settings
         self._run_folder = run_folder
@@ -197,7 +201,7 @@ class JobQueue:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Remove what is of no use any more: folders of finished jobs, old uploads, old rows."""
+        """Remove what is of no use any more: folders of finished jobs, old uploads, rows, blobs."""
         active = self._jobs.active()
         known = {job.id for job in active}
         if self._folder.is_dir():
@@ -207,6 +211,10 @@ class JobQueue:
         waiting = [job.work.upload for job in active if isinstance(job.work, ImportWork)]
         self._uploads.sweep(waiting)
         self._jobs.trim()
+        with self._database.write() as connection:
+            trim_events(connection)
+        folder = self._settings.folder
+        Registry(self._database, LocalBlobs(folder / "blobs"), folder).clean_up()
 
 
 def _judge(process: RunnerProcess, status: int) -> tuple[str, Succeeded | Failed | None]:

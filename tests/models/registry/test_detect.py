@@ -116,6 +116,21 @@ def test_a_skops_file_tells_its_task(tmp_path: Path, classes: tuple[str, ...], t
     assert (manifest.task, manifest.runtime) == (task, "sklearn")
 
 
+def test_what_skops_really_writes_is_accepted(tmp_path: Path):
+    """Trees are arrays of records, pipelines hold arrays of texts: neither is an object array."""
+    skops_io = pytest.importorskip("skops.io")
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    columns = make_column_transformer((OneHotEncoder(), [0]), remainder="passthrough")
+    model = make_pipeline(columns, RandomForestClassifier(n_estimators=2))
+    model.fit([[0, 1.5], [1, 2.5], [0, 3.5], [1, 4.5]], ["a", "b", "a", "b"])
+    skops_io.dump(model, tmp_path / "model.skops")
+    assert detect(tmp_path).task == "tabular-classification"
+
+
 @pytest.mark.parametrize("name", ["model.pkl", "model.joblib"])
 def test_a_pickle_needs_the_operator(tmp_path: Path, name: str):
     fill(tmp_path, {name: pickle.dumps({"a": 1}, protocol=4)})

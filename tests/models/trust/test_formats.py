@@ -110,6 +110,9 @@ def test_good_files_are_named_by_their_format(tmp_path: Path):
         "a.skops": (zipped({"schema.json": b"{}", "1.npy": npy(np.zeros(3))}), "skops"),
         "a.npy": (npy(np.zeros((2, 3))), "npy"),
         "a.npz": (zipped({"x.npy": npy(np.zeros(3)), "y.npy": npy(np.array(["a", "b"]))}), "npz"),
+        "records.npy": (npy(np.zeros(3, dtype=[("a", "<f4", (2, 3)), ("b", "<i8")])), "npy"),
+        "times.npy": (npy(np.array(["2026-01-01"], dtype="datetime64[ns]")), "npy"),
+        "scalar.npy": (npy(np.array(5.0)), "npy"),
         "config.json": (b'{"id2label": {"0": "A"}}', "json"),
         "labels.txt": ("第一\nzweite\n".encode(), "text"),
         "LICENSE": (b"Apache", "text"),
@@ -167,6 +170,7 @@ def test_only_ordinary_files_are_opened(tmp_path: Path, kind: str):
     [
         np.array([Attack()], dtype=object),
         np.zeros(2, dtype=[("a", "<f4"), ("b", "O")]),
+        np.zeros(2, dtype=[("a", [("c", "O")])]),
     ],
 )
 def test_arrays_of_objects_are_refused(tmp_path: Path, array: np.ndarray):
@@ -189,6 +193,10 @@ def npy_with(header: str) -> bytes:
         npy_with("{'descr': __import__('os').system('touch CANARY'), 'shape': (1,)}"),
         npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,)}"),
         npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"),
+        npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1)}") + bytes(4),
+        npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': 1}"),
+        npy_with("{'descr': [('a',)], 'fortran_order': False, 'shape': (1,)}"),
+        npy_with("{'descr': '|O', 'fortran_order': False, 'shape': (0,)}"),
         npy_with("{'descr': '<f4', 'fortran_order': False}"),
         npy_with("(" * 5000),
         npy(np.zeros(4)) + PICKLE,

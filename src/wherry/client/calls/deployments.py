@@ -74,7 +74,8 @@ def deploy(
     Args:
         model: `model`, `model@3` or `model@alias`.
         name: name that clients call; default: the model's.
-        replicas: how many workers, or how many at least and at most.
+        replicas: how many workers, or how many at least and at most; with `idle_seconds` a
+            number is the most, and the least is 0.
         limits: bounds of the deployment.
         idle_seconds: unload after so long without a request; 0 = never.
         device: where it runs, e.g. `cpu`.
@@ -85,7 +86,7 @@ def deploy(
     spec = DeploymentSpec(
         name=name or model.partition("@")[0],
         model=model,
-        replicas=Replicas(replicas, max(replicas, 1)) if isinstance(replicas, int) else replicas,
+        replicas=_as_replicas(replicas, may_idle=idle_seconds > 0),
         limits=limits or Limits(),
         idle_seconds=idle_seconds,
         device=device,
@@ -99,6 +100,12 @@ def deploy(
             spec.name, timeout=timeout, on_progress=on_progress, just_changed=changed
         )
     )
+
+
+def _as_replicas(replicas: int | Replicas, *, may_idle: bool) -> Replicas:
+    if isinstance(replicas, Replicas):
+        return replicas
+    return Replicas(min=0 if may_idle else replicas, max=max(replicas, 1))
 
 
 def wait_until_ready(

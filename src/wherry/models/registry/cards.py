@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from sqlalchemy import Connection, Row
 
 from wherry.client import schema
 from wherry.models.bundle import Manifest, decode_manifest
 from wherry.models.registry import store
+from wherry.models.registry.store import Connection, StoredModel, StoredVersion
 from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.task import TensorSpec
 
 
-def describe_models(connection: Connection, rows: Sequence[Row[Any]]) -> list[schema.Model]:
+def describe_models(connection: Connection, rows: Sequence[StoredModel]) -> list[schema.Model]:
     """Models with their versions, aliases and newest card."""
     ids = [row.id for row in rows]
     numbers = store.list_numbers(connection, ids)
@@ -36,7 +34,7 @@ def describe_models(connection: Connection, rows: Sequence[Row[Any]]) -> list[sc
     ]
 
 
-def describe_version(model: str, row: Row[Any], aliases: dict[str, int]) -> schema.Version:
+def describe_version(model: str, row: StoredVersion, aliases: dict[str, int]) -> schema.Version:
     """A version, with those of its model's aliases that point to it."""
     return schema.Version(
         model=model,

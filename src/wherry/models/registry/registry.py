@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row
 
 from wherry.client import schema
 from wherry.errors import Conflict, ModelNotFound, NotFound
@@ -19,6 +18,7 @@ from wherry.models.registry.cards import describe_models, describe_version
 from wherry.models.registry.detect import list_model_paths
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.registry.names import check_alias, check_name, parse_ref
+from wherry.models.registry.store import Connection, StoredModel, StoredVersion
 from wherry.models.trust.files import BundleFile, bundle_digest, check_files, open_regular
 from wherry.models.trust.materialise import bundle_folder, remove_bundle, sweep_unfinished
 from wherry.storage.blobs import Blobs
@@ -279,7 +279,7 @@ class Registry:
         """Where workers find the verified files of a version."""
         return bundle_folder(self._bundles, digest)
 
-    def _remove_unused(self, rows: Iterable[Row[Any]]) -> None:
+    def _remove_unused(self, rows: Iterable[StoredVersion]) -> None:
         rows = list(rows)
         self._remove_unused_bundles(row.digest for row in rows)
         self._remove_unused_blobs(file.sha256 for row in rows for file in decode_files(row.files))
@@ -300,14 +300,16 @@ class Registry:
             remove_bundle(self._bundles, digest)
 
 
-def _find_model(connection: Connection, team_id: str, name: str) -> Row[Any]:
+def _find_model(connection: Connection, team_id: str, name: str) -> StoredModel:
     row = store.find_model(connection, team_id, name)
     if row is None:
         raise ModelNotFound(f"no model {name[:80]!r}", hint="`wherry models` lists yours")
     return row
 
 
-def _find_version(connection: Connection, team_id: str, ref: str) -> tuple[Row[Any], Row[Any]]:
+def _find_version(
+    connection: Connection, team_id: str, ref: str
+) -> tuple[StoredModel, StoredVersion]:
     name, selector = parse_ref(ref)
     model = _find_model(connection, team_id, name)
     number: int | None = None
@@ -325,14 +327,14 @@ def _find_version(connection: Connection, team_id: str, ref: str) -> tuple[Row[A
     return model, row
 
 
-def _no_version(connection: Connection, model: Row[Any], what: str) -> ModelNotFound:
+def _no_version(connection: Connection, model: StoredModel, what: str) -> ModelNotFound:
     numbers = store.list_numbers(connection, [model.id])[model.id]
     aliases = store.list_aliases(connection, [model.id])[model.id]
     known = ", ".join([*map(str, numbers[-20:]), *list(aliases)[:20]]) or "none"
     return ModelNotFound(f"model {model.name!r} has no {what}", hint=f"it has: {known}")
 
 
-def _find_or_add_model(connection: Connection, team_id: str, name: str, task: str) -> Row[Any]:
+def _find_or_add_model(connection: Connection, team_id: str, name: str, task: str) -> StoredModel:
     row = store.find_model(connection, team_id, name)
     if row is None:
         store.insert_model(

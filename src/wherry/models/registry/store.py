@@ -9,11 +9,16 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wherry.storage.tables import aliases, models, teams, version_blobs, versions
 
+StoredModel = Row[Any]
+"""Columns of `models`, and the team's name as `team`."""
+StoredVersion = Row[Any]
+"""Columns of `versions`."""
+
 DIGESTS_A_QUERY = 500
 """SQLite takes 32 766 parameters, other databases fewer."""
 
 
-def find_model(connection: Connection, team_id: str, name: str) -> Row[Any] | None:
+def find_model(connection: Connection, team_id: str, name: str) -> StoredModel | None:
     """The model of this name, with its team's name."""
     query = (
         select(models, teams.c.name.label("team"))
@@ -23,7 +28,9 @@ def find_model(connection: Connection, team_id: str, name: str) -> Row[Any] | No
     return connection.execute(query).one_or_none()
 
 
-def list_models(connection: Connection, team_id: str, after: str, limit: int) -> Sequence[Row[Any]]:
+def list_models(
+    connection: Connection, team_id: str, after: str, limit: int
+) -> Sequence[StoredModel]:
     """Models of a team whose names come after `after`, by name."""
     query = (
         select(models, teams.c.name.label("team"))
@@ -65,7 +72,7 @@ def insert_version(connection: Connection, blobs: Iterable[str], **values: Any) 
 
 def find_version(
     connection: Connection, model_id: str, *, number: int | None = None, digest: str = ""
-) -> Row[Any] | None:
+) -> StoredVersion | None:
     """The version of a number or a digest; the newest if neither is given."""
     query = select(versions).where(versions.c.model_id == model_id)
     if number is not None:
@@ -75,7 +82,7 @@ def find_version(
     return connection.execute(query.order_by(versions.c.number.desc()).limit(1)).one_or_none()
 
 
-def list_versions(connection: Connection, model_id: str) -> Sequence[Row[Any]]:
+def list_versions(connection: Connection, model_id: str) -> Sequence[StoredVersion]:
     """Versions of a model, oldest first."""
     query = select(versions).where(versions.c.model_id == model_id).order_by(versions.c.number)
     return connection.execute(query).all()
@@ -90,7 +97,7 @@ def list_numbers(connection: Connection, model_ids: Iterable[str]) -> dict[str, 
     return found
 
 
-def list_newest(connection: Connection, model_ids: Iterable[str]) -> dict[str, Row[Any]]:
+def list_newest(connection: Connection, model_ids: Iterable[str]) -> dict[str, StoredVersion]:
     """The newest version of each of several models."""
     newest = (
         select(versions.c.model_id, func.max(versions.c.number).label("number"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
+import re
 import stat
 import zipfile
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import safe_relative_path
@@ -20,6 +22,7 @@ MAX_EXPANSION = 100
 FREE_EXPANSION_BYTES = 64 << 20
 MAX_NPY_HEADER_BYTES = 64 << 10
 NPY_MAGIC = b"\x93NUMPY"
+PLAIN_DTYPE = re.compile(r"[<>|=]([biufcmMSUV])(\d{1,9})(?:\[\w+\])?")
 
 
 def check_skops(path: Path) -> None:
@@ -72,18 +75,30 @@ def check_npy_header(name: str, file: IO[bytes]) -> int:
         raise FormatNotAllowed(f"{name!r} is not a NumPy array")
     try:
         header = ast.literal_eval(file.read(length).decode("latin-1").strip())
-        descriptor, shape = str(header["descr"]), header["shape"]
-        count = 1
-        for dimension in shape:
-            count *= dimension
-        item_bytes = int(descriptor[2:]) * (4 if descriptor[1] == "U" else 1)
+        item_bytes = _item_bytes(header["descr"])
+        count = math.prod(header["shape"])
+        is_plausible = 0 <= count < 1 << 48 and min(header["shape"], default=0) >= 0
     except (ValueError, SyntaxError, KeyError, TypeError, IndexError, RecursionError, MemoryError):
-        raise FormatNotAllowed(f"{name!r} is not a plain NumPy array of numbers") from None
-    if descriptor[0] not in "<>|=" or descriptor[1] not in "biufcUS" or not 0 <= count < 1 << 48:
+        item_bytes, count, is_plausible = 0, 0, False
+    if not is_plausible:
         raise FormatNotAllowed(
-            f"{name!r} is an array of {descriptor!r}", hint="save numbers, not Python objects"
+            f"{name!r} is not a plain NumPy array of numbers",
+            hint="save arrays of numbers or texts, not of Python objects",
         )
     return len(start) + length + count * item_bytes
+
+
+def _item_bytes(description: Any) -> int:
+    """Size of one item of a dtype as npy headers write it; `ValueError` if it holds objects."""
+    if isinstance(description, list):  # a record, such as the nodes of scikit-learn's trees
+        return sum(
+            _item_bytes(field[1]) * math.prod(field[2] if len(field) > 2 else ())
+            for field in description
+        )
+    match = PLAIN_DTYPE.fullmatch(description)
+    if not match:
+        raise ValueError(description)
+    return int(match[2]) * (4 if match[1] == "U" else 1)
 
 
 def zip_names(path: Path) -> set[str]:

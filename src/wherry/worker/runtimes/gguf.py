@@ -86,7 +86,9 @@ class _Reader:
             dimensions = self._number("<I")
             if dimensions > 8:
                 raise InvalidInput("a damaged GGUF file: a tensor has too many dimensions")
-            self._at += 8 * dimensions + 4 + 8  # shape, type, offset
+            described = 8 * dimensions + 4 + 8  # shape, type, offset
+            self._demand(described)
+            self._at += described
             highest = max(highest, int(found[1])) if found else highest
         return highest + 1
 
