@@ -49,6 +49,8 @@ log = get_logger("app")
 
 REPORT_SECONDS = 0.5
 INGEST_SECONDS = 1.0
+CLEAN_SECONDS = 86_400.0
+RUN_PREFIX = "wherry-run-"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 20
@@ -76,7 +78,7 @@ def serve(
     configure_logging(settings.log_level, settings.log_format, "supervisor")
     os.umask(0o077)
     prepare_folder(settings.folder)
-    with lock_data(settings.folder), short_folder() as run_folder:
+    with lock_data(settings.folder) as lock, short_folder(lock) as run_folder:
         listener = listen(settings)
         settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
         set_title("wherry: supervisor")
@@ -122,6 +124,7 @@ class Server:
                 supervisor.run(),
                 self._jobs.run(),
                 self._ingest_for_ever(),
+                self._clean_for_ever(),
                 self._collect_metrics(),
             )
         ]
@@ -150,6 +153,8 @@ class Server:
         blobs = LocalBlobs(folder / "blobs")
         blobs.sweep_temporary()
         registry = Registry(self._database, blobs, folder)
+        registry.prepare_folder()
+        self._registry = registry
         budget = MemoryBudget(settings.memory_limit_mib)
         logs = WorkerLogs(folder / "logs")
         self._metrics = MetricsHistory()
@@ -196,6 +201,14 @@ class Server:
                 await asyncio.to_thread(self._ledger.ingest)
             except errors.WherryError as error:
                 log.warning("the ledger waits", error=error.message)
+
+    async def _clean_for_ever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._registry.clean_up)
+            except errors.WherryError as error:
+                log.warning("cannot clean up", error=error.message)
+            await asyncio.sleep(CLEAN_SECONDS)
 
     async def _collect_metrics(self) -> None:
         known: set[str] = set()
@@ -336,10 +349,13 @@ def url_of(settings: Settings) -> str:
 
 @contextlib.contextmanager
 def lock_data(folder: Path) -> Any:
-    """One server per data folder; the lock goes with the process."""
+    """One server per data folder; the lock goes with the process.
+
+    Yields the file; what a server that was killed wrote there is still in it.
+    """
     import fcntl
 
-    with (folder / "serve.lock").open("w") as file:
+    with (folder / "serve.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -347,13 +363,25 @@ def lock_data(folder: Path) -> Any:
                 f"another server uses the data folder {str(folder)!r}",
                 hint="stop it, or give --data another folder",
             ) from error
-        yield
+        yield file
 
 
 @contextlib.contextmanager
-def short_folder() -> Any:
-    """A private folder for sockets; short, as their paths may have 107 bytes only."""
-    folder = Path(tempfile.mkdtemp(prefix="wherry-"))
+def short_folder(lock: Any) -> Any:
+    """A private folder for sockets; short, as their paths may have 107 bytes only.
+
+    Its name is kept in the lock file, so that the next start removes what a kill left behind.
+    """
+    lock.seek(0)
+    left_behind = Path(lock.read().strip() or "none")
+    if left_behind.name.startswith(RUN_PREFIX) and left_behind.parent == Path(
+        tempfile.gettempdir()
+    ):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=RUN_PREFIX))
+    lock.truncate(0)
+    lock.write(str(folder))
+    lock.flush()
     try:
         yield folder
     finally:

@@ -89,6 +89,27 @@ def test_dry_runs_change_nothing(run: Run, served: Twin):
     assert served.jobs == {}
 
 
+def test_jobs_are_listed_shown_waited_for_and_cancelled(run: Run, twin: Twin):
+    run("pull", "sentiment")
+    (job,) = twin.jobs
+    assert "sentiment@1" in run("jobs").out
+    assert "state:  succeeded" in run("jobs", job, "--wait").out
+    assert run("jobs", "--cancel").code == 2
+    run("jobs", job, "--cancel", "--dry-run")
+    assert twin.jobs[job].state == "succeeded"
+    run("jobs", job, "--cancel")
+    assert twin.jobs[job].state == "cancelled"
+    assert run("jobs", job, "--wait").code == 1
+
+
+def test_a_failed_pull_is_told_with_its_cause(run: Run, twin: Twin):
+    twin.fail_jobs = "the index does not answer"
+    outcome = run("pull", "sentiment")
+    assert outcome.code == 1
+    assert "failed: the index does not answer\nhint: check the network" in outcome.err
+    assert "the index does not answer" in run("jobs").out
+
+
 def test_aliases_are_set_resolved_and_removed(run: Run, twin: Twin):
     twin.add_version("mood", "text-classification")
     twin.add_version("mood", "text-classification")

@@ -28,6 +28,7 @@ JSON_CALLS = {
     "import": "import BUNDLE --name mood",
     "train": "train tabular --name churn -p depth=3",
     "list": "list",
+    "jobs": "jobs",
     "show": "show sentiment",
     "rm": "rm sentiment@1 --dry-run",
     "alias": "alias sentiment@1 champion",

@@ -213,7 +213,8 @@ class Twin:
     async def remove_alias(self, request: Request) -> Any:
         model = find(self.models, request.path_params["model"], "model")
         find(model.aliases, request.path_params["alias"], "alias")
-        del model.aliases[request.path_params["alias"]]
+        if request.query_params.get("dry_run") != "true":
+            del model.aliases[request.path_params["alias"]]
         return model
 
     async def pull(self, request: Request) -> Any:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from tests.jobs.conftest import Site
+
 from wherry.client.schema import Job
 from wherry.jobs.work import ImportWork, PullWork, TrainWork
 from wherry.models.bundle import open_bundle
@@ -105,7 +105,9 @@ def test_an_upload_becomes_a_version_with_an_alias(site: Site) -> None:
 
 
 def test_what_the_class_said_is_told_and_the_upload_can_be_tried_again(site: Site) -> None:
-    broken = b"class Model:\n    def predict(self, batch):\n        raise KeyError('no such word')\n"
+    broken = (
+        b"class Model:\n    def predict(self, batch):\n        raise KeyError('no such word')\n"
+    )
 
     async def story() -> tuple[Job, str]:
         upload = await site.upload({"model.py": broken, "wherry.toml": ECHO_TOML})

@@ -304,8 +304,7 @@ def alias_model(
         found = client.models.get(name)
         if remove:
             number = resolve_version(found, alias)
-            if not dry_run:
-                client.models.remove_alias(name, alias)
+            client.models.remove_alias(name, alias, dry_run=dry_run)
         else:
             number = resolve_version(found, reference) if reference else max(found.versions)
             client.models.set_alias(name, alias, number, dry_run=dry_run)

@@ -166,16 +166,18 @@ def _bar(title: str) -> Generator[Callable[[Progress], None]]:
         yield report
 
 
-def format_amount(now: Progress, elapsed_seconds: float) -> str:
-    """`12.0 MB of 100.0 MB, 3.1 MB/s`, or `3 of 10 epochs`."""
+def format_amount(now: Progress, elapsed_seconds: float | None) -> str:
+    """`12.0 MB of 100.0 MB, 3.1 MB/s`, or `3 of 10 epochs`; no speed if the time is unknown."""
     if not now.total and not now.done:
         return ""
     if now.unit != "B":
         of_total = f" of {now.total}" if now.total else ""
         return f"{now.done}{of_total} {now.unit}".rstrip()
     of_total = f" of {format_bytes(now.total)}" if now.total else ""
-    speed = format_bytes(int(now.done / max(elapsed_seconds, 0.001)))
-    return f"{format_bytes(now.done)}{of_total}, {speed}/s"
+    amount = format_bytes(now.done) + of_total
+    if elapsed_seconds is None:
+        return amount
+    return f"{amount}, {format_bytes(int(now.done / max(elapsed_seconds, 0.001)))}/s"
 
 
 # ------------------------------------------------------------------------------ numbers

@@ -25,7 +25,6 @@ from wherry.gateway.predict import Gateway
 from wherry.gateway.uplink import Uplink
 from wherry.jobs.jobs import Jobs
 from wherry.jobs.uploads import Uploads
-from wherry.models.codecs.codec import param_of
 from wherry.models.registry.registry import Registry
 from wherry.settings import Settings
 from wherry.storage.database import Database
@@ -40,6 +39,7 @@ MAX_PAGE_ITEMS = 200
 MAX_CURSOR_CHARACTERS = 1000
 TRUTHS = {"": False, "false": False, "0": False, "true": True, "1": True}
 NAME = re.compile(schema.NAME)
+FIELD = re.compile(r"field `([^`]{1,80})`")
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,14 +135,14 @@ async def read_body(inquiry: Inquiry, kind: type[T]) -> T:
         return _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
         text = str(error)
-        raise errors.InvalidInput(text, param=param_of(text) or _field_of(text)) from error
+        raise errors.InvalidInput(text, param=_param_of(text)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.InvalidInput(f"the body is not valid JSON: {error}") from error
 
 
-def _field_of(message: str) -> str | None:
-    """The field that a message names without a path: an unknown or a missing one."""
-    found = re.search(r"field `([^`]{1,80})`", message)
+def _param_of(message: str) -> str | None:
+    """The field that a message of msgspec's names, by its path, or as unknown or missing."""
+    found = re.search(r"at `\$\.([^`]{1,200})`", message) or FIELD.search(message)
     return found[1] if found else None
 
 

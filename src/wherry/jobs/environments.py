@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from importlib import metadata, util
 from pathlib import Path
@@ -33,6 +33,7 @@ MARKER = "complete.json"
 WORKER_PACKAGES = ("msgspec", "numpy", "uvloop", "setproctitle")
 """What the worker itself imports; the model's requirements win where both name one."""
 BUILD_SECONDS = 1800
+UNUSED_SECONDS = 86_400.0
 MAX_LINE_CHARACTERS = 300
 
 OnLine = Callable[[str], None]
@@ -81,6 +82,7 @@ class Environments:
             if not self.is_whole(digest):
                 shutil.rmtree(self._folder / digest, ignore_errors=True)
                 self._build(self._folder / digest, parsed, on_line)
+            os.utime(self._folder / digest / MARKER)  # young again: see `remove_unused`
         return digest
 
     def is_whole(self, digest: str) -> bool:
@@ -99,6 +101,19 @@ class Environments:
                 link_package(folder)
             except OSError as error:
                 log.warning("an environment cannot be used", folder=folder.name, error=error)
+
+    def remove_unused(
+        self, used: Collection[str], older_than_seconds: float = UNUSED_SECONDS
+    ) -> int:
+        """Remove those that no version needs; how many. Young ones may belong to an import."""
+        count = 0
+        for marker in self._folder.glob(f"*/{MARKER}"):
+            age_seconds = time.time() - marker.stat().st_mtime
+            if marker.parent.name not in used and age_seconds >= older_than_seconds:
+                marker.unlink()  # first, so that what is half removed is not taken for whole
+                shutil.rmtree(marker.parent, ignore_errors=True)
+                count += 1
+        return count
 
     def _build(self, folder: Path, requirements: Sequence[str], on_line: OnLine) -> None:
         on_line("making a virtual environment")

@@ -182,6 +182,11 @@ class Jobs:
         with self._database.write() as connection:
             return store.delete_finished(connection, MAX_FINISHED)
 
+    def used_environments(self) -> set[str]:
+        """Digests of the Python environments that versions need."""
+        with self._database.read() as connection:
+            return store.list_environments(connection)
+
 
 def to_job(row: Row[Any]) -> schema.Job:
     """A row as clients see it."""

@@ -52,6 +52,9 @@ class JobQueue:
         self._settings = settings
         self._run_folder = run_folder
         self._folder = settings.folder / "jobs"
+        self._environments = Environments(
+            settings.folder / "environments", allow_code=settings.allow_code
+        )
         self._uploads = Uploads(settings.folder / "uploads", settings.max_upload_bytes)
         self._running: dict[str, RunnerProcess] = {}
         self._followers: set[asyncio.Task[None]] = set()
@@ -69,7 +72,7 @@ class JobQueue:
     async def run(self) -> None:
         """Take turns until cancelled."""
         loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(self._environments.prepare)
         while True:
             try:
                 await self._turn()
@@ -88,12 +91,6 @@ class JobQueue:
         for process in self._running.values():
             process.kill()
         await asyncio.gather(*self._followers, return_exceptions=True)
-
-    def _prepare(self) -> None:
-        environments = Environments(
-            self._settings.folder / "environments", allow_code=self._settings.allow_code
-        )
-        environments.prepare()
 
     async def _turn(self) -> None:
         if self._is_stopping:
@@ -211,6 +208,7 @@ class JobQueue:
         waiting = [job.work.upload for job in active if isinstance(job.work, ImportWork)]
         self._uploads.sweep(waiting)
         self._jobs.trim()
+        self._environments.remove_unused(self._jobs.used_environments())
         with self._database.write() as connection:
             trim_events(connection)
         folder = self._settings.folder

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, false, func, insert, select, true, update
 
 from wherry.storage.database import bump_revision, read_revisions
-from wherry.storage.tables import jobs
+from wherry.storage.tables import jobs, versions
 
 REVISION = "jobs"
 ACTIVE = ("queued", "running")
@@ -89,3 +89,9 @@ def delete_finished(connection: Connection, keep: int) -> int:
 def read_revision(connection: Connection) -> int:
     """How often any job has changed."""
     return read_revisions(connection).get(REVISION, 0)
+
+
+def list_environments(connection: Connection) -> set[str]:
+    """Digests of the Python environments that versions need."""
+    query = select(versions.c.environment).where(versions.c.environment != "").distinct()
+    return set(connection.execute(query).scalars())

@@ -135,6 +135,8 @@ class Uploads:
         locked = _lock(folder, fcntl.LOCK_SH)
         try:
             if not target.exists():
+                if offset:
+                    raise _wrong_offset(path, 0, offset)
                 _check_room(folder / FILES, path)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -224,10 +226,7 @@ class _OpenFile:
             _flock(descriptor, fcntl.LOCK_EX, path)
             self._size = os.fstat(descriptor).st_size
             if offset != self._size:
-                raise Conflict(
-                    f"{path!r} has {self._size} bytes, not {offset}",
-                    hint=f"go on with ?offset={self._size}",
-                )
+                raise _wrong_offset(path, self._size, offset)
         except BaseException:
             os.close(descriptor)
             raise
@@ -253,6 +252,10 @@ class _OpenFile:
         """Let others write, or import."""
         os.close(self._descriptor)
         os.close(self._locked)
+
+
+def _wrong_offset(path: str, size: int, offset: int) -> Conflict:
+    return Conflict(f"{path!r} has {size} bytes, not {offset}", hint=f"go on with ?offset={size}")
 
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

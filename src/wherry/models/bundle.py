@@ -14,6 +14,8 @@ from wherry.models.tasks.task import Signature, TaskConfig
 
 MANIFEST = "wherry.toml"
 FORMAT_VERSION = 1
+CODE_RUNTIMES = frozenset({"python_class", "python_stream"})
+"""Runtimes whose bundles bring Python code: only where the operator allows it."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("xllamacpp")
 
 from tests.real_models import smollm2_folder, smollm2_path
+
 from wherry.errors import ContextLengthExceeded, InvalidInput, ModelFailed
 from wherry.models.bundle import open_bundle
 from wherry.models.tasks.generation import (
@@ -35,7 +36,7 @@ from wherry.worker.runtimes.llama_cpp import LlamaCppRuntime
 from wherry.worker.runtimes.llama_slots import SlotTable
 from wherry.worker.runtimes.runtime import ConcurrentRuntime
 
-SLOTS, CONTEXT_TOKENS = 4, 512
+SLOTS, CONTEXT_TOKENS = 4, 256
 WEATHER = Tool(
     "get_weather",
     "Weather of a city",
@@ -387,12 +388,12 @@ def test_cancelling_stops_reading_a_prompt(model: LlamaCppRuntime) -> None:
     cancelled = threading.Event()
     cancelled.set()
     assert (
-        asyncio.run(collect(model, chat("word " * 400), cancelled=cancelled))[-1].usage.input_tokens
+        asyncio.run(collect(model, chat("word " * 200), cancelled=cancelled))[-1].usage.input_tokens
         == 0
     )
     cancelled = threading.Event()
     threading.Timer(0.05, cancelled.set).start()
-    last = asyncio.run(collect(model, chat("word " * 400, max_tokens=400), cancelled=cancelled))[-1]
+    last = asyncio.run(collect(model, chat("word " * 200, max_tokens=400), cancelled=cancelled))[-1]
     assert last.finish_reason == "cancelled"
     assert last.usage.output_tokens < 400
 

@@ -58,9 +58,10 @@ def set_alias(name: str, alias: str, version: int, *, dry_run: bool = False) -> 
     return (yield from ask(platform("PUT", "models", name, "aliases", alias, body=body), Model))
 
 
-def remove_alias(name: str, alias: str) -> Call[None]:
+def remove_alias(name: str, alias: str, *, dry_run: bool = False) -> Call[None]:
     """Remove an alias; its version stays."""
-    yield from ask(platform("DELETE", "models", name, "aliases", alias), msgspec.Raw)
+    request = platform("DELETE", "models", name, "aliases", alias, query={"dry_run": dry_run})
+    yield from ask(request, msgspec.Raw)
 
 
 def pull_model(

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
-from wherry.models.bundle import MANIFEST, Manifest, decode_manifest
+from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
 from wherry.models.registry import huggingface, python_code, skops_schema
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.tasks.task import Signature
@@ -137,9 +137,12 @@ def _detect_python(
             "the server's user",
         )
     main = entry.partition(":")[0]
+    task = wishes.task or python_code.read_task(folder / main) or "tensor"
     return Manifest(
-        task=wishes.task or python_code.read_task(folder / main) or "tensor",
-        runtime="python_class",
+        task=task,
+        runtime="python_stream" if task == "text-generation" else "python_class",
+        # what somebody's code does besides answering is not known: it is never run twice
+        idempotent=False,
         files=(main, *(path for path in paths if path != main)),
         options={"entry": entry},
         requirements=python_code.read_requirements(folder),
@@ -236,7 +239,7 @@ def _check_content(
     allow_code: bool,
     allow_pickle: bool,
 ) -> None:
-    is_code = manifest.runtime == "python_class"
+    is_code = manifest.runtime in CODE_RUNTIMES
     if is_code and not allow_code:
         raise CodeNotAllowed(
             "the model is Python code, which this server does not run",

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from packaging.requirements import InvalidRequirement, Requirement
 
 from wherry.errors import InvalidInput
-from wherry.models.bundle import MANIFEST, Manifest, encode_manifest, safe_relative_path
+from wherry.models.bundle import (
+    CODE_RUNTIMES,
+    MANIFEST,
+    Manifest,
+    encode_manifest,
+    safe_relative_path,
+)
 from wherry.models.tasks.catalog import task_names
 from wherry.models.tasks.task import TensorSpec, type_by_datatype
 
@@ -62,7 +68,7 @@ def parse_requirement(line: str) -> Requirement:
 
 def check_requirements(manifest: Manifest) -> None:
     """`InvalidInput` unless they are a Python model's, plain, and not too many."""
-    if manifest.requirements and manifest.runtime != "python_class":
+    if manifest.requirements and manifest.runtime not in CODE_RUNTIMES:
         raise InvalidInput(
             f"requirements are for Python models, not for runtime {manifest.runtime!r}"
         )

@@ -14,9 +14,9 @@ from wherry.models.tasks.generation import (
 )
 from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.json_conformance import conforms
+from wherry.worker.runtimes.json_prefix import JsonPrefix
 from wherry.worker.runtimes.llama_requests import LlamaRequest, context_exceeded
 
-JSON_STARTS = frozenset('{["-0123456789tfn')
 LEAST_LOGPROB = -9999.0
 
 
@@ -126,6 +126,7 @@ class LlamaAnswer:
         self._output_tokens = 0
         self._finish_reason: str | None = None
         self._called_natively = False
+        self._prefix = JsonPrefix()
         self._written: list[str] = []
 
     def read(self, chunk: Chunk) -> TextDelta | None:
@@ -139,7 +140,7 @@ class LlamaAnswer:
         self._finish_reason = choice.finish_reason or self._finish_reason
         text = choice.delta.content or choice.text
         if text and self._request.schema is not None:
-            self._check_start(text)
+            self._check_piece(text)
         delta = self._request.reader.feed(text) if text else TextDelta()
         if choice.delta.tool_calls:
             self._called_natively = True
@@ -184,9 +185,9 @@ class LlamaAnswer:
         called = self._request.reader.called or self._called_natively
         return "tool_calls" if called else "stop"
 
-    def _check_start(self, text: str) -> None:
-        """Stop at the first letter where the grammar engine gave up: it does so silently."""
-        if not self._written and text.lstrip()[:1] not in JSON_STARTS | {""}:
+    def _check_piece(self, text: str) -> None:
+        """Stop at the first letter after the grammar engine gave up: it does so silently."""
+        if not self._prefix.take(text):
             raise _not_held()
         self._written.append(text)
 
