@@ -203,31 +203,11 @@ def test_a_path_that_is_not_there_is_refused(packed, tmp_path):
 CODE = "class Model:\n    def predict(self, batch): return batch\n"
 
 
-def test_a_python_class_becomes_a_bundle(packed, tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "model.py").write_text(CODE)
-    (source / "requirements.txt").write_text("# needs\nnumpy>=2  # arrays\n\n")
-    (source / ".git").mkdir()
-    folder = packed(source, task="tensor", sample={"X": [1]})
-    manifest = open_bundle(folder).manifest
-    assert manifest.requirements == ("numpy>=2",)
-    assert not manifest.idempotent
-    assert not (source / MANIFEST).exists()
-    assert not (folder / ".git").exists()
-    assert serve(folder) == {"X": [1]}
-    file = source / "other.py"
-    shutil.move(source / "model.py", file)
-    assert serve(packed(file, task="tensor", sample={"X": [1]})) == {"X": [1]}
-
-
-def test_a_python_class_says_what_it_does(packed, tmp_path):
+def test_a_python_class_is_sent_as_it_is_for_the_server_to_look_at(packed, tmp_path):
     (tmp_path / "model.py").write_text(CODE)
-    with pytest.raises(InvalidInput) as caught:
-        packed(tmp_path / "model.py")
-    assert "text-classification" in caught.value.hint
-    with pytest.raises(InvalidInput, match="unknown task"):
-        packed(tmp_path / "model.py", task="juggling")
+    assert packed(tmp_path) == tmp_path
+    assert packed(tmp_path / "model.py") == tmp_path / "model.py"
+    assert not (tmp_path / MANIFEST).exists()
 
 
 def test_importing_the_packer_imports_no_framework():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from tests.jobs.conftest import Site
 
 from wherry.client.schema import Job
 from wherry.jobs.work import ImportWork, PullWork, TrainWork
-from wherry.models.bundle import open_bundle
 
 IRIS = "wherry.learning.recipes.iris:IRIS"
 ECHO = b"""
@@ -238,4 +238,31 @@ def test_a_job_runs_again_after_a_restart_of_the_server(site: Site) -> None:
         row = find_job(connection, job.id)
     assert row is not None
     assert row.attempt == 2
-    open_bundle  # noqa: B018
+
+
+def test_runners_die_with_a_server_that_is_killed(site: Site) -> None:
+    upload = asyncio.run(site.upload({"model.py": SLEEPY, "wherry.toml": ECHO_TOML}))
+    job = site.jobs.submit(site.team_id, ImportWork(upload=upload, name="sleepy"))
+    code = (
+        "import asyncio, msgspec, pathlib, sys\n"
+        "from wherry.jobs.queue import JobQueue\n"
+        "from wherry.settings import Settings\n"
+        "from wherry.storage.database import Database\n"
+        "settings = Settings(data=sys.argv[1], allow_code=True)\n"
+        "database = Database.for_folder(settings.folder)\n"
+        "async def main():\n"
+        "    await JobQueue(database, settings, pathlib.Path(sys.argv[2])).run()\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", code, str(site.folder), str(site.run_folder)]
+    server = psutil.Popen(command)
+    try:
+        asyncio.run(site.wait(job.id, lambda job: job.progress.stage == "trying one answer"))
+        started = server.children(recursive=True)
+        assert len(started) >= 1
+    finally:
+        server.kill()
+        server.wait()
+    gone, alive = psutil.wait_procs(started, timeout=5)
+    assert (len(gone), alive) == (len(started), [])
+    assert site.jobs.find(site.team_id, job.id).state == "running"

@@ -136,7 +136,7 @@ class Keys:
         with self._database.write() as connection:
             row = store.find_key(connection, team_id, key_id)
             if row is None:
-                raise NotFound(f"no key {key_id!r}", hint="wherry keys lists them by id")
+                raise NotFound(f"no key {key_id!r}", hint="`wherry keys list` shows them by id")
             key = _to_key(row)
             if key.revoked_at is None:
                 key.revoked_at = time.time()

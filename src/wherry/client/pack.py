@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wherry.models.bundle import Manifest
     from wherry.models.tasks.task import Signature, TensorSpec
 
-MODEL_SUFFIXES = (".skops", ".onnx", ".gguf", ".safetensors", ".pkl", ".pickle", ".joblib")
+MODEL_SUFFIXES = (".skops", ".onnx", ".gguf", ".py", ".pkl", ".pickle", ".joblib")
 """Single files that the server knows how to import."""
 PYTHON_CLASS = "docs/custom-models.md"
 
@@ -58,7 +58,7 @@ def pack(
     """
     wishes = Wishes(name, task, labels, sample, description, licence, tuple(trusted_types))
     if isinstance(model_or_path, (str, Path)):
-        return pack_path(Path(model_or_path), wishes)
+        return check_path(Path(model_or_path))
     if not hasattr(model_or_path, "fit"):
         raise InvalidInput(
             f"{name!r}: a {type(model_or_path).__name__} cannot be packed",
@@ -84,8 +84,8 @@ class Wishes:
 # ------------------------------------------------------------------------------ paths
 
 
-def pack_path(path: Path, wishes: Wishes) -> Path:
-    """The path itself if it can be uploaded, else a bundle of the Python class in it."""
+def check_path(path: Path) -> Path:
+    """The path itself, if it can be uploaded; what is in it is found out by the server."""
     from wherry.models.bundle import MANIFEST
 
     if not path.exists():
@@ -93,8 +93,6 @@ def pack_path(path: Path, wishes: Wishes) -> Path:
     if (path / MANIFEST).is_file():
         check_bundle(path)
         return path
-    if path.suffix == ".py" or (path / "model.py").is_file():
-        return pack_class(path, wishes)
     if path.is_dir() and not any(path.iterdir()):
         raise InvalidInput(f"the folder {str(path)!r} is empty")
     if path.is_file() and path.suffix.lower() not in MODEL_SUFFIXES:
@@ -112,58 +110,6 @@ def check_bundle(folder: Path) -> None:
     bundle = open_bundle(folder)
     for file in bundle.manifest.files:
         bundle.path(file)
-
-
-def pack_class(path: Path, wishes: Wishes) -> Path:
-    """A bundle of a `.py` file, or of a folder with `model.py`."""
-    from wherry.models.bundle import Manifest
-    from wherry.models.tasks.catalog import find_task, task_names
-
-    if wishes.task is None:
-        raise InvalidInput(
-            f"{wishes.name!r}: what does the Python class do?",
-            hint="task=" + " | ".join(task_names()),
-        )
-    find_task(wishes.task)
-    file = "model.py" if path.is_dir() else path.name
-    folder = Path(tempfile.mkdtemp(prefix="wherry-"))
-    if path.is_dir():
-        hidden = shutil.ignore_patterns("__pycache__", ".*")
-        shutil.copytree(path, folder, dirs_exist_ok=True, ignore=hidden)
-    else:
-        shutil.copy(path, folder / file)
-    manifest = Manifest(
-        task=wishes.task,
-        runtime="python_stream" if wishes.task == "text-generation" else "python_class",
-        description=wishes.description,
-        licence=wishes.licence,
-        labels=tuple(wishes.labels or ()),
-        signature=open_signature(wishes.task),
-        files=(file,),
-        options={"entry": f"{file}:Model"},
-        requirements=read_requirements(folder / "requirements.txt"),
-        sample=dict(wishes.sample) if isinstance(wishes.sample, Mapping) else {},
-        idempotent=False,  # its code may do anything; the author can say otherwise
-    )
-    return write_bundle(folder, manifest)
-
-
-def open_signature(task: str) -> Signature:
-    """For the task `tensor`: one tensor `X` in and one out, of any datatype and shape."""
-    from wherry.models.tasks.task import Signature, TensorSpec
-
-    if task != "tensor":
-        return Signature()
-    anything = TensorSpec("X", "", ())
-    return Signature(inputs=(anything,), outputs=(anything,))
-
-
-def read_requirements(path: Path) -> tuple[str, ...]:
-    """Lines of a requirements file, without comments."""
-    if not path.is_file():
-        return ()
-    lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
-    return tuple(line for line in lines if line)
 
 
 def write_bundle(folder: Path, manifest: Manifest) -> Path:

@@ -26,6 +26,10 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Base of bodies that clients send."""
 
 
+class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Base of what is sent, kept and sent back unchanged."""
+
+
 class Answer(msgspec.Struct, kw_only=True):
     """Base of bodies that the server sends."""
 
@@ -109,6 +113,8 @@ class ImportRequest(Request):
     task: str | None = None
     labels: list[str] = []
     options: dict[str, Any] = {}
+    sample: dict[str, Any] = {}
+    """One input in the form that `/predict` takes; answered once before the version exists."""
     description: str = ""
     licence: str = ""
     alias: Name | None = None
@@ -191,7 +197,7 @@ class Job(Answer):
 # ------------------------------------------------------------------------------ deployments
 
 
-class Limits(Request, frozen=True):
+class Limits(Spec, frozen=True):
     """Bounds of one deployment; 0 = the server's default."""
 
     concurrency: Annotated[int, Meta(ge=0, le=100_000)] = 0
@@ -204,21 +210,21 @@ class Limits(Request, frozen=True):
     timeout_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
 
 
-class Replicas(Request, frozen=True):
+class Replicas(Spec, frozen=True):
     """How many workers may and must run; min 0 allows idle unload."""
 
     min: Annotated[int, Meta(ge=0, le=64)] = 1
     max: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
-class Target(Request, frozen=True):
+class Target(Spec, frozen=True):
     """A version that takes a share of the traffic."""
 
     model: ModelRef
     weight: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
 
 
-class DeploymentSpec(Request, frozen=True):
+class DeploymentSpec(Spec, frozen=True):
     """What should run, as `wherry apply -f` reads it (TOML or JSON)."""
 
     name: Name
@@ -312,7 +318,7 @@ class LogLine(Answer):
 # ------------------------------------------------------------------------------ keys and usage
 
 
-class KeyLimits(Request, frozen=True):
+class KeyLimits(Spec, frozen=True):
     """Bounds of one key; 0 = none."""
 
     requests_per_minute: Annotated[int, Meta(ge=0, le=100_000_000)] = 0

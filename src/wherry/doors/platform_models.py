@@ -232,6 +232,7 @@ class ModelsPart:
             task=request.task,
             labels=tuple(request.labels),
             options=request.options,
+            sample=request.sample,
             description=request.description,
             licence=request.licence,
             alias=request.alias,

@@ -159,7 +159,7 @@ def _find_storage_problems(parts: Parts, folder: Path) -> list[Problem]:
                 subject="disk",
                 what="the disk of the data folder is nearly full",
                 cause=f"{disk.free >> 20} of {disk.total >> 20} MiB are free",
-                remedy="remove versions that are not served: wherry models, wherry rm",
+                remedy="remove versions that are not served: wherry list, wherry rm",
             )
         )
     return found

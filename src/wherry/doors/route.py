@@ -54,7 +54,6 @@ class Inquiry:
         "method",
         "params",
         "principal",
-        "query",
         "scope",
     )
 
@@ -70,7 +69,15 @@ class Inquiry:
         client = scope.get("client")
         self.address: str = client[0] if client else ""
         self.body_limit = 0
-        self.query = _parse_query(scope.get("query_string", b""))
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query's fields; of one that comes twice the last counts.
+
+        Raises:
+            InvalidInput: it is malformed, or has too many fields.
+        """
+        return _parse_query(self.scope.get("query_string", b""))
 
     async def body(self) -> bytes:
         """The whole body.

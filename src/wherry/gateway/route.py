@@ -109,9 +109,9 @@ class Routes:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`chat@3` → (`chat`, `3`); without `@` the version is empty."""
+    """`chat@3` → (`chat`, `3`); without a version behind an `@` the name stays whole."""
     deployment, _, version = name.partition("@")
-    return deployment, version
+    return (deployment, version) if version else (name, "")
 
 
 def choose_version(deployment: DeploymentRoute, version: str, sticky: str) -> VersionRoute:

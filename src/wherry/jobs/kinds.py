@@ -118,6 +118,7 @@ def import_upload(shop: Workshop, work: ImportWork) -> dict[str, Any]:
         task=work.task,
         labels=work.labels,
         options=work.options,
+        sample=work.sample,
         description=work.description,
         licence=work.licence,
     )

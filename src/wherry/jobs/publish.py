@@ -32,6 +32,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     task: str | None = None
     labels: tuple[str, ...] = ()
     options: dict[str, Any] = {}
+    sample: dict[str, Any] = {}
     description: str = ""
     licence: str = ""
     source: str = ""
@@ -97,6 +98,8 @@ class Publisher:
             allow_code=settings.allow_code,
             allow_pickle=settings.allow_pickle,
         )
+        if wish.sample:
+            manifest = msgspec.structs.replace(manifest, sample=wish.sample)
         manifest = with_signature(manifest)
         bundle = self._copy(files, manifest)
         environment = self._ensure_environment(manifest)

@@ -31,6 +31,7 @@ class ImportWork(msgspec.Struct, frozen=True, kw_only=True, tag="import", tag_fi
     task: str | None = None
     labels: tuple[str, ...] = ()
     options: dict[str, Any] = {}
+    sample: dict[str, Any] = {}
     description: str = ""
     licence: str = ""
     alias: str | None = None

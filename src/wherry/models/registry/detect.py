@@ -13,12 +13,14 @@ from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
 from wherry.models.registry import huggingface, python_code, skops_schema
 from wherry.models.registry.manifest import check_manifest, stored_paths
-from wherry.models.tasks.task import Signature
+from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
 from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
 from wherry.models.trust.onnx import OnnxModel, check_onnx
 
 MAX_MANIFEST_BYTES = 4 << 20
+ANY_TENSOR = Signature((TensorSpec("X", "", ()),), (TensorSpec("X", "", ()),))
+"""Of a Python class that says nothing else: one tensor `X` in and out, of any datatype and shape."""
 IGNORED_NAMES = frozenset({"__pycache__", "__MACOSX"})
 PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
 """Where Hugging Face's exporters put the graph of full precision."""
@@ -145,6 +147,7 @@ def _detect_python(
         idempotent=False,
         files=(main, *(path for path in paths if path != main)),
         options={"entry": entry},
+        signature=ANY_TENSOR if task == "tensor" else Signature(),
         requirements=python_code.read_requirements(folder),
     )
 

@@ -303,7 +303,7 @@ class Registry:
 def _find_model(connection: Connection, team_id: str, name: str) -> StoredModel:
     row = store.find_model(connection, team_id, name)
     if row is None:
-        raise ModelNotFound(f"no model {name[:80]!r}", hint="`wherry models` lists yours")
+        raise ModelNotFound(f"no model {name[:80]!r}", hint="`wherry list` lists yours")
     return row
 
 

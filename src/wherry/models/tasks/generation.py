@@ -24,6 +24,8 @@ from wherry.models.tasks.task import (
 )
 
 MAX_MESSAGES = 2048
+MAX_TEXTS = 128
+"""Most texts of one tensor: each is a generation of its own."""
 MAX_PARTS = 256
 MAX_TOOLS = 128
 MAX_STOPS = 4
@@ -379,6 +381,11 @@ def _checked(value: Any, kind: type[Checked]) -> Checked:
 def _texts_of(tensor: np.ndarray) -> list[str]:
     if tensor.ndim > 2 or (tensor.ndim == 2 and tensor.shape[1] != 1) or tensor.size == 0:
         raise InvalidInput(f"input 'text' has shape {list(tensor.shape)}, not [rows] or [rows, 1]")
+    if tensor.size > MAX_TEXTS:
+        raise InvalidInput(
+            f"input 'text' has {tensor.size} texts, the limit is {MAX_TEXTS}",
+            hint="send several requests",
+        )
     try:
         return [
             each.decode("utf-8") if isinstance(each, bytes) else str(each)

@@ -310,9 +310,9 @@ def _check_url(base_url: str) -> None:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise InvalidInput(f"base_url {base_url!r} is not a URL") from error
+        raise InvalidInput("base_url is not a URL") from error
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
         raise InvalidInput(
-            f"base_url {base_url!r} is not usable",
+            "base_url is not usable",
             hint="http or https, a host, no user and no query: https://llm.example/v1",
         )
