@@ -227,6 +227,7 @@ class Server:
         """What only this process knows, for the gateways' doors."""
         given = question.arguments
         if question.what == "deployments":
+            await self._controller.catch_up()  # "ready" means that a call answers
             return msgspec.to_builtins(self._controller.describe(given["team_id"]))
         if question.what == "workers":
             return msgspec.to_builtins(self._controller.workers(given["team_id"]))
@@ -239,12 +240,13 @@ class Server:
             return msgspec.msgpack.encode(self._metrics.total())
         if question.what == "overview":
             return self._overview(given["team_id"])
+        if question.what == "settle":
+            return await self._controller.settle()
         if question.what == "switch":
             await asyncio.to_thread(
                 self._deployments.change, given["team_id"], given["name"], stopped=given["stopped"]
             )
-            self._controller.nudge()
-            return True
+            return await self._controller.settle()
         raise errors.NotFound(f"nothing is known of {question.what!r}")
 
     def _overview(self, team_id: str) -> dict[str, Any]:

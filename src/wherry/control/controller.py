@@ -37,6 +37,7 @@ from wherry.worker.spec import FileEntry, WorkerSpec
 log = get_logger("controller")
 
 TURN_SECONDS = 0.5
+SETTLE_SECONDS = 3.0
 DRAIN_SECONDS = 60.0
 SILENT_SECONDS = 15.0
 LOAD_SECONDS = 900.0
@@ -126,9 +127,10 @@ class Controller:
         self._running: dict[str, Running] = {}
         self._revisions: tuple[int, int] = (-1, -1)
         self._epoch = 0
+        self._turns_begun = 0
+        self._turns_done = 0
         self._published: tuple[DeploymentRoute, ...] | None = None
         self._changed = asyncio.Event()
-        self._look_at_database = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self.hub: Hub
 
@@ -140,7 +142,6 @@ class Controller:
 
     def nudge(self) -> None:
         """Desired state changed in the database."""
-        self._look_at_database = True
         self._changed.set()
 
     async def run(self) -> None:
@@ -159,12 +160,32 @@ class Controller:
             except Exception:
                 log.exception("a turn of the controller failed")
 
+    async def settle(self) -> None:
+        """Return when all that is in the database now has been taken up by every gateway.
+
+        So that a caller whose change was accepted finds it in force; loading goes on after that.
+        """
+        self.nudge()
+        await self.catch_up(self._turns_begun + 1)
+
+    async def catch_up(self, turn: int = 0) -> None:
+        """Return when gateways act on all that is known here (and `turn` is over)."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            is_idle = not self._changed.is_set() and self._turns_done == self._turns_begun
+            if is_idle and self._turns_done >= turn and self.hub.is_acknowledged(self._epoch):
+                return
+            await asyncio.sleep(0.003)
+
     async def _turn(self) -> None:
+        self._turns_begun += 1
+        turn = self._turns_begun
         await self._read_desired()
         self._read_loads()
         for running in list(self._running.values()):
             await self._reconcile(running)
         self._publish()
+        self._turns_done = turn
         self._finish_drains()
         self._watch_hangs()
 
@@ -177,7 +198,6 @@ class Controller:
                 return None
             return seen, [(each, self._resolve(each)) for each in self._deployments.load()]
 
-        self._look_at_database = False
         found = await asyncio.to_thread(read)
         if found is None:
             return

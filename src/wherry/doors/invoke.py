@@ -15,6 +15,7 @@ from wherry.gateway.predict import Gateway
 
 WATCH_AFTER_SECONDS = 0.05
 """Requests this old are watched for a client that leaves; quicker ones are not worth a task."""
+MIN_TIMEOUT_SECONDS = 0.001
 MAX_TIMEOUT_SECONDS = 86_400.0
 WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
 
@@ -157,9 +158,10 @@ def _timeout(text: str | None) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+    if not MIN_TIMEOUT_SECONDS <= seconds <= MAX_TIMEOUT_SECONDS:
         raise errors.InvalidInput(
-            f"x-request-timeout-seconds must be between 0 and {MAX_TIMEOUT_SECONDS:.0f}"
+            f"x-request-timeout-seconds must be between {MIN_TIMEOUT_SECONDS} and "
+            f"{MAX_TIMEOUT_SECONDS:.0f}"
         )
     return seconds
 

@@ -242,12 +242,12 @@ class DeploymentsPart:
             deployment = await self._find(principal, name)
             deployment.spec = _hide_secrets(spec)
             return json_response(deployment)
-        self._parts.uplink.nudge()
+        await self._parts.uplink.settle()
         return json_response(await self._find(principal, name))
 
     async def _applied(self, changes: list[schema.Change], dry_run: bool) -> Response:
         if not dry_run:
-            self._parts.uplink.nudge()
+            await self._parts.uplink.settle()
         for change in changes:
             if "secrets" in change.fields:
                 change.fields["secrets"] = [_hide(value) for value in change.fields["secrets"]]

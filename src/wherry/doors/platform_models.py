@@ -331,7 +331,7 @@ class ModelsPart:
         return await self._changed(await asyncio.to_thread(change))
 
     async def _changed(self, answer: Any) -> Response:
-        self._parts.uplink.nudge()
+        await self._parts.uplink.settle()
         return json_response(answer)
 
 

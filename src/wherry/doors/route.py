@@ -277,6 +277,9 @@ def _check_permission(principal: Principal, permission: Permission) -> None:
 
 
 def _check_content_type(row: Row, headers: Mapping[str, str]) -> None:
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity" and row.tag != "inference":
+        raise errors.InvalidInput("compressed bodies are not accepted here", hint="send it plain")
     if not row.content_types:
         return
     given = headers.get("content-type", "").split(";", 1)[0].strip().lower()
@@ -285,8 +288,6 @@ def _check_content_type(row: Row, headers: Mapping[str, str]) -> None:
             f"content type {given[:100]!r} is not understood here",
             hint="send " + " or ".join(row.content_types),
         )
-    if "content-encoding" in headers and row.tag != "inference":
-        raise errors.InvalidInput("compressed bodies are not accepted here")
 
 
 def _method_not_allowed(method: str, methods: Mapping[str, Row]) -> errors.WherryError:

@@ -130,6 +130,13 @@ class Uplink:
         """Desired state has changed in the database: look now rather than at the next turn."""
         self._send(Kind.NUDGE)
 
+    async def settle(self) -> None:
+        """Desired state has changed: return when all gateways follow it (or soon will)."""
+        try:
+            await self.ask("settle")
+        except errors.Unavailable:
+            return  # the change is in the database; a controller that comes back reads it
+
     def report(self, load: LoadReport) -> None:
         """Tell how loaded this gateway is."""
         self._send(Kind.REPORT, payload=frames.encode(load))

@@ -12,7 +12,7 @@ import msgspec
 
 from wherry import errors
 from wherry.jobs.environments import Environments
-from wherry.jobs.trial import Measured, try_model
+from wherry.jobs.trial import CODE_RUNTIMES, Measured, try_model
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
 from wherry.models.registry.detect import detect, list_model_paths
 from wherry.models.registry.manifest import stored_paths
@@ -100,6 +100,11 @@ class Publisher:
         )
         if wish.sample:
             manifest = msgspec.structs.replace(manifest, sample=wish.sample)
+        if manifest.runtime in CODE_RUNTIMES and not settings.allow_code:
+            raise errors.CodeNotAllowed(
+                f"the runtime {manifest.runtime!r} runs the model's own code",
+                hint="the operator may set WHERRY_ALLOW_CODE=1",
+            )
         manifest = with_signature(manifest)
         bundle = self._copy(files, manifest)
         environment = self._ensure_environment(manifest)
@@ -108,7 +113,7 @@ class Publisher:
         measured = try_model(bundle, manifest, settings, self._run_folder, environment)
         if written := sorted(_listing(bundle) ^ before):
             raise errors.InvalidInput(
-                f"the model wrote into its own folder: {written[0]!r}",
+                f"the model wrote into its own folder: {written[0][0]!r}",
                 hint="versions do not change: write to a temporary folder, or bring the file along",
             )
         manifest = msgspec.structs.replace(manifest, sample=_storable(measured))

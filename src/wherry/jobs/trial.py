@@ -354,7 +354,7 @@ class TrialClient:
         """End the connection."""
         if self._connection is not None:
             self._connection.close()
-        if self._answer.done():
+        if self._answer.done() and not self._answer.cancelled():
             self._answer.exception()  # nobody may be left to hear it
 
     def _on_frame(self, frame: Frame) -> None:

@@ -90,6 +90,9 @@ def configure_logging(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(log_level.upper())
+    if log_level != "debug":
+        for name in ("uvicorn", "alembic"):  # their start-up lines say nothing to an operator
+            logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     # A log that cannot be written (a closed pipe) must not print a traceback for each line.
     logging.raiseExceptions = False
 

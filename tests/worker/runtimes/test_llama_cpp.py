@@ -2,6 +2,8 @@ import asyncio
 import json
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -496,6 +498,31 @@ def test_closing_ends_what_is_running(tmp_path: Path) -> None:
         return delta
 
     assert asyncio.run(close_in_between()).finish_reason == "cancelled"
+
+
+EXIT_WHILE_BUSY = """
+import asyncio, sys, threading
+from pathlib import Path
+from wherry.models.bundle import open_bundle
+from wherry.models.tasks.generation import ChatInput, Message
+from wherry.worker.runtimes.llama_cpp import LlamaCppRuntime
+
+async def read_one():
+    stream = runtime.stream(ChatInput([Message("user", "Count")]), threading.Event(), "")
+    print(type(await anext(stream)).__name__)
+
+runtime = LlamaCppRuntime()
+runtime.load(open_bundle(Path(sys.argv[1])), "cpu")
+asyncio.run(read_one())
+"""
+
+
+def test_a_process_that_ends_while_generating_ends_well(tmp_path: Path) -> None:
+    folder = smollm2_folder(tmp_path / "b", n_parallel=2, context_tokens=512, batch_tokens=32)
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT_WHILE_BUSY, str(folder)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "TextDelta"), done.stderr
 
 
 @pytest.mark.parametrize(

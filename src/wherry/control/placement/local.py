@@ -28,6 +28,7 @@ BASE_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "GGML_NO_BACKTRACE": "1",
+    "GOMP_SPINCOUNT": "1000",  # spinning OpenMP threads starve a busy machine
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }

@@ -8,6 +8,7 @@ waited inside llama.cpp could not be cancelled. Options: `llama_server.LlamaOpti
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -87,6 +88,7 @@ class LlamaCppRuntime:
         ]
         for thread in self._threads:
             thread.start()
+        atexit.register(self.close)  # a thread inside llama.cpp at exit aborts the process
 
     async def stream(
         self, item: GenerationInput, cancelled: Event, tenant: str
@@ -118,10 +120,8 @@ class LlamaCppRuntime:
             generating.abandoned.set()
 
     def close(self) -> None:
-        """Stop all generations and free the model.
-
-        Threads are joined: one that were inside llama.cpp at exit would abort the process.
-        """
+        """Stop all generations, wait for their threads, and free the model."""
+        atexit.unregister(self.close)
         self._closing.set()
         for _ in self._threads:
             self._waiting.put(None)
