@@ -6,8 +6,9 @@ import asyncio
 import base64
 import json
 import math
+import os
+import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
 from tests.conftest import LiveServer
+from tests.wire.probe import wait_until_idle, worker_of
 
 HELLO: Any = [{"role": "user", "content": "Say hello in three words."}]
 STORY: Any = [{"role": "user", "content": "Write a long story about a river."}]
@@ -528,33 +530,32 @@ def test_what_cannot_be_embedded_is_refused(sdk: openai.OpenAI, given: Any):
 # ------------------------------------------------------------------------------ who leaves
 
 
-def test_a_stream_that_nobody_reads_frees_its_place(sdk: openai.OpenAI, live: LiveServer):
+def test_streams_that_nobody_reads_stop_the_model(sdk: openai.OpenAI, live: LiveServer):
+    worker = worker_of(live, "chat")
     for _ in range(6):
         chunks = ask(sdk, STORY, max_tokens=2000, stream=True)
         next(iter(chunks))
         chunks.close()
-    wait_until(lambda: in_flight(live, "chat") == 0, seconds=5)
-    begun = time.monotonic()
+    wait_until_idle(worker.pid)
     ask(sdk, max_tokens=1)
-    assert time.monotonic() - begun < 5
+    assert worker_of(live, "chat").pid == worker.pid
 
 
-def test_an_answer_that_nobody_waits_for_is_not_finished(live: LiveServer):
+def test_answers_that_nobody_waits_for_stop_the_model(live: LiveServer):
     body = {"model": "chat", "messages": STORY, "max_tokens": 4000, "n": 4}
     with pytest.raises(httpx.ReadTimeout):
         live.http.post("/v1/chat/completions", json=body, timeout=0.5)
-    wait_until(lambda: in_flight(live, "chat") == 0, seconds=5)
+    wait_until_idle(worker_of(live, "chat").pid)
 
 
-def in_flight(live: LiveServer, deployment: str) -> int:
-    """Requests that the gateway knows of."""
-    found = live.http.get(f"/platform/v1/deployments/{deployment}").json()
-    return found["load"]["in_flight"] if "load" in found else found["in_flight"]
-
-
-def wait_until(look: Callable[[], bool], seconds: float) -> None:
-    """Return when `look` is true; fail if it does not become so."""
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+def test_a_stream_ends_with_an_error_when_its_worker_dies(sdk: openai.OpenAI, live: LiveServer):
+    worker = worker_of(live, "chat")
+    chunks = iter(ask(sdk, STORY, max_tokens=2000, stream=True))
+    next(chunks)
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="worker died") as caught:
+        for _ in chunks:
+            pass
+    assert caught.value.code == "worker_lost"
+    assert ask(sdk, max_tokens=1).choices, "the next request waits for the new worker"
+    assert worker_of(live, "chat").pid != worker.pid

@@ -103,7 +103,9 @@ class AccountsPart:
         key_id, principal = inquiry.params["id"], inquiry.principal
         dry_run = read_flag(inquiry, "dry_run")
         if not KEY_ID.fullmatch(key_id):
-            raise errors.NotFound(f"no key {key_id[:80]!r}", hint="`wherry keys list` shows them by id")
+            raise errors.NotFound(
+                f"no key {key_id[:80]!r}", hint="`wherry keys list` shows them by id"
+            )
 
         def revoke() -> schema.Key:
             key = self._parts.keys.revoke_key(principal.team_id, key_id, dry_run=dry_run)

@@ -99,7 +99,7 @@ class Environments:
                 continue
             try:
                 link_package(folder)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 log.warning("an environment cannot be used", folder=folder.name, error=error)
 
     def remove_unused(
@@ -151,7 +151,11 @@ def digest_of(requirements: Sequence[str]) -> str:
 
 
 def link_package(folder: Path) -> None:
-    """Let the environment import `wherry` from where this process has it."""
+    """Let the environment import `wherry` from where this process has it.
+
+    Raises:
+        ValueError: the folder is no virtual environment.
+    """
     (site_packages,) = (folder / "lib").glob("python*/site-packages")
     link = site_packages / "wherry"
     target = Path(wherry.__file__).resolve().parent

@@ -177,13 +177,16 @@ class JobQueue:
             options["result"] = told.result
         elif told is not None:
             options["failure"] = told
-        await asyncio.to_thread(self._clean, job, gives_back=state != "succeeded")
+        if state != "succeeded":
+            # first, so that who reads of the failure can import the upload again
+            await asyncio.to_thread(self._clean, job, gives_back=True)
         while True:
             try:
                 await asyncio.to_thread(self._jobs.finish, job, state, **options)
                 break
             except errors.Unavailable:
                 await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.to_thread(self._clean, job, gives_back=False)
         log.info("job ended", job=job.id, kind=job.kind, state=state, why=_why(told))
 
     # ------------------------------------------------------------------ folders

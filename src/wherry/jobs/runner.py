@@ -7,6 +7,7 @@ job's own folder until the registry takes them in one step.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import socket
@@ -78,6 +79,7 @@ def main() -> None:
     os.umask(0o077)
     settings = order.settings
     configure_logging(settings.log_level, settings.log_format, f"job {order.job_id}")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every single request
     kind = order.work.__struct_config__.tag
     setproctitle(f"wherry: job {kind} {order.job_id[-6:]}")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what recipes print belongs to the log

@@ -1,0 +1,208 @@
+"""The documents say what is so: settings, errors, commands, links, examples."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from wherry import errors
+from wherry.cli import main as cli_main
+from wherry.cli.command import app
+from wherry.cli.serve import read_setting_docs
+from wherry.client.schema import DeploymentSpec
+from wherry.doors.errors import HTTP_STATUS
+from wherry.models.bundle import decode_manifest
+from wherry.settings import PREFIX, Settings
+
+assert cli_main  # its import registers the commands
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "src" / "wherry" / "README.md"]
+)
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    found = re.findall(r"^ *```(\w+)\n(.*?)^ *```$", read(page), re.DOTALL | re.MULTILINE)
+    return [text for language, text in found if language in languages]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", read(page), flags=re.DOTALL | re.MULTILINE)
+
+
+# ------------------------------------------------------------------------------ generated pages
+
+
+def test_generated_pages_are_what_the_code_says():
+    script = ROOT / "scripts" / "build_docs.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_setting_is_explained():
+    fields = [field.name for field in msgspec.structs.fields(Settings)]
+    page = read(ROOT / "docs" / "settings.md")
+    assert read_setting_docs().keys() == set(fields)
+    for name in fields:
+        assert f"| `{name}` | `{PREFIX}{name.upper()}` |" in page
+
+
+def test_every_error_has_a_status_and_a_line():
+    page = read(ROOT / "docs" / "errors.md")
+    assert set(HTTP_STATUS) == set(errors.all_errors())
+    for kind in errors.all_errors()[1:]:
+        assert f"| `{kind.code}` | {HTTP_STATUS[kind]} |" in page
+        assert kind.__doc__
+
+
+def test_two_errors_never_share_a_code():
+    kinds = errors.all_errors()[1:]  # without the base, which nobody raises
+    codes = [kind.code for kind in kinds]
+    assert len(set(codes)) == len(codes)
+    for kind in kinds:
+        assert type(errors.from_code(kind.code, "text")) is kind
+
+
+# ------------------------------------------------------------------------------ links
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as the usual renderers make them."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.strip().replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{target} does not exist"
+        assert found.is_relative_to(ROOT), f"{target} leaves the repository"
+        if anchor:
+            assert anchor in headings(found), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_page_is_reached_from_the_first_one(page: Path):
+    reached: set[Path] = set()
+    waiting = [ROOT / "README.md"]
+    while waiting:
+        each = waiting.pop()
+        if each in reached or each.suffix != ".md" or not each.is_file():
+            continue
+        reached.add(each)
+        links = re.findall(r"\]\(([^)#\s]+)", prose(each))
+        waiting += [(each.parent / link).resolve() for link in links if "://" not in link]
+    assert page in reached
+
+
+# ------------------------------------------------------------------------------ commands, examples
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """Words of each `wherry …` in a block of shell, as far as the next pipe or redirection."""
+    text = re.sub(r"<<'(\w+)'\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        for found in re.finditer(r"(?:^ *(?:\w+=)?|\$\(|&& )(wherry .+)", line):
+            command = found[1].partition(")")[0] if found[0].startswith("$(") else found[1]
+            lexer = shlex.shlex(command, posix=True, punctuation_chars="|<>;&()")
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in lexer:
+                if set(word) <= set("|<>;&()"):
+                    break
+                words.append(word)
+            yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_shell_examples_are_commands_that_exist(page: Path):
+    for block in blocks(page, "bash", "text"):
+        if "Usage: wherry" in block:
+            continue  # help, which has a test of its own
+        for words in commands_in(block):
+            app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+def test_shell_examples_are_found_at_all():
+    found = [
+        words[0] for block in blocks(ROOT / "README.md", "bash") for words in commands_in(block)
+    ]
+    assert {"ps", "env", "run", "import", "deploy", "apply", "keys", "usage"} <= set(found)
+    assert list(commands_in("KEY=$(wherry keys create x)\n")) == [["keys", "create", "x"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_prose_names_commands_that_exist(page: Path):
+    known = {name for name in app if not name.startswith("-")}
+    for word in re.findall(r"`wherry ([a-z]+)", prose(page)):
+        assert word in known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_examples_can_be_compiled(page: Path):
+    for number, block in enumerate(blocks(page, "python")):
+        lines = block.splitlines()
+        indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+        compile("\n".join(line[indent:] for line in lines), f"{page.name} {number}", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_toml_examples_mean_something(page: Path):
+    heredocs = re.findall(r"<<'TOML'\n(.*?)^TOML$", read(page), re.DOTALL | re.MULTILINE)
+    for block in [*blocks(page, "toml"), *heredocs]:
+        found = tomllib.loads(block)
+        if "deployments" in found:
+            msgspec.convert(found["deployments"], list[DeploymentSpec])
+        elif "runtime" in found:
+            decode_manifest(block)
+
+
+# ------------------------------------------------------------------------------ the rest
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=name_of)
+def test_a_decision_has_its_three_parts_and_is_listed(page: Path):
+    titles = re.findall(r"^## (.+)$", read(page), re.MULTILINE)
+    assert titles == ["Context", "Decision", "Cost"]
+    assert f"({page.name})" in read(page.parent / "README.md")
+    assert len(read(page).splitlines()) <= 60, "one page"
+
+
+def test_the_chinese_page_has_the_examples_of_the_english_one():
+    english = "\n".join(blocks(ROOT / "README.md", "bash", "python"))
+    chinese = [
+        words for block in blocks(ROOT / "README.zh-CN.md", "bash") for words in commands_in(block)
+    ]
+    assert len(chinese) > 10
+    for words in chinese:
+        assert f"wherry {words[0]}" in english
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_names_a_folder_of_one_machine(page: Path):
+    assert not re.search(r"(?<![\w.])/(root|work|home/\w+)\b", read(page))
