@@ -79,7 +79,9 @@ def test_every_family_of_plugins_is_explained():
         for path in SOURCE.rglob("*.py")
         for group in re.findall(r'group="(wherry\.\w+)"', path.read_text(encoding="utf-8"))
     }
-    assert groups == {f"wherry.{name}" for name in "tasks codecs runtimes sources recipes".split()}
+    assert groups == {
+        f"wherry.{name}" for name in ["tasks", "codecs", "runtimes", "sources", "recipes"]
+    }
     for group in groups:
         assert group in text
     for path in re.findall(r"\]\((src/[^)]+)\)", text):

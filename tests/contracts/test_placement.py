@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-
 from tests.data_plane import DataPlane, data_plane, write_model
 
 ECHO = """

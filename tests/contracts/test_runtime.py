@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests import real_models
+
 from wherry.errors import InvalidInput
 from wherry.learning.recipes.catalog import find_recipe
 from wherry.models.bundle import Bundle, Manifest, encode_manifest, open_bundle
@@ -115,7 +115,9 @@ def make_plugin(folder: Path) -> Case:
     (info / "entry_points.txt").write_text("[wherry.runtimes]\nadd = add_runtime:AddRuntime\n")
     sys.path.insert(0, str(site))
     signature = Signature((TensorSpec("X", "FP64", (-1,)),), (TensorSpec("X", "FP64", (-1,)),))
-    write(folder, Manifest(task="tensor", runtime="add", signature=signature, options={"amount": 5}))
+    write(
+        folder, Manifest(task="tensor", runtime="add", signature=signature, options={"amount": 5})
+    )
     return Case(open_bundle(folder), [{"X": [1.0]}, {"X": [2.0]}], {"Z": [1.0]})
 
 
@@ -150,6 +152,10 @@ def items_of(case: Case, plain: list[dict[str, Any]]) -> list[Any]:
     return [task.from_plain(each, config) for each in plain]
 
 
+def prepare_all(case: Case, runtime: BatchRuntime, plain: list[dict[str, Any]]) -> list[Any]:
+    return [runtime.prepare(item) for item in items_of(case, plain)]
+
+
 def plain_of(case: Case, output: Any) -> dict[str, Any]:
     task = find_task(case.bundle.manifest.task)
     return task.to_plain(output, case.bundle.manifest.task_config())
@@ -180,8 +186,7 @@ def test_every_answer_says_what_it_cost(loaded: tuple[Case, BatchRuntime]):
 def test_bad_input_is_refused_before_it_reaches_the_model(loaded: tuple[Case, BatchRuntime]):
     case, runtime = loaded
     with pytest.raises(InvalidInput):
-        for item in items_of(case, [case.bad]):
-            runtime.prepare(item)
+        prepare_all(case, runtime, [case.bad])
 
 
 def test_prepare_may_run_in_several_threads(loaded: tuple[Case, BatchRuntime]):
@@ -234,7 +239,9 @@ def test_a_concurrent_runtime_streams_counts_and_stops(tmp_path: Path):
     assert isinstance(runtime, ConcurrentRuntime)
     runtime.load(bundle, "cpu")
     task = find_task("text-generation")
-    item = task.from_plain({"text": "Count to one hundred.", "max_tokens": 60}, bundle.manifest.task_config())
+    item = task.from_plain(
+        {"text": "Count to one hundred.", "max_tokens": 60}, bundle.manifest.task_config()
+    )
 
     async def play() -> None:
         whole = [delta async for delta in runtime.stream(item, threading.Event(), "t")]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from tests.conftest import LiveServer, clean_environment, run_server
+
 from wherry import Client, errors
 from wherry.client.schema import DeploymentSpec, KeyLimits, Replicas, Target
 
@@ -70,7 +70,9 @@ def test_a_scikit_learn_pipeline_from_a_notebook_becomes_an_api(client: Client, 
 
 
 def test_a_new_version_follows_its_alias_without_a_failed_request(client: Client, tmp_path: Path):
-    first = write_model(tmp_path / "one", DOUBLE.replace("import six", "six = type('s', (), {'__version__': '0'})"))
+    first = write_model(
+        tmp_path / "one", DOUBLE.replace("import six", "six = type('s', (), {'__version__': '0'})")
+    )
     second = tmp_path / "two"
     second.mkdir()
     (second / "model.py").write_text((first / "model.py").read_text().replace("* 2", "* 3"))
@@ -140,7 +142,9 @@ def test_a_models_error_is_in_the_log_and_not_in_the_answer(client: Client, tmp_
 
 def test_an_idle_model_is_unloaded_and_wakes_for_a_request(client: Client, server: LiveServer):
     client.models.train("iris", "sleepy")
-    client.deployments.deploy("sleepy", replicas=Replicas(min=0, max=1), idle_seconds=1.0, wait=False)
+    client.deployments.deploy(
+        "sleepy", replicas=Replicas(min=0, max=1), idle_seconds=1.0, wait=False
+    )
     row = {"row": [5.1, 3.5, 1.4, 0.2]}
     assert client.predict("sleepy", row)["label"] == "setosa"
     deadline = time.monotonic() + 20

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-
 from tests.conftest import LiveServer, clean_environment, run_server
+
 from wherry import Client, errors
 from wherry.client.schema import DeploymentSpec
 
@@ -81,7 +81,7 @@ def test_a_killed_worker_is_replaced_and_calls_go_on(house):
 
 
 def test_a_killed_gateway_is_replaced_and_models_stay_loaded(house):
-    server, client = house
+    server, _client = house
     (worker,) = titled(server, "worker iris@1")
     for gateway in titled(server, "gateway"):
         os.kill(gateway.pid, signal.SIGKILL)
@@ -177,8 +177,18 @@ def test_two_servers_never_share_a_data_folder(tmp_path: Path):
 
 def test_a_public_address_needs_tls(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "wherry", "serve", "--data", str(tmp_path / "d"), "--port", "0"]
-        + ["--host", "0.0.0.0"],
+        [
+            sys.executable,
+            "-m",
+            "wherry",
+            "serve",
+            "--data",
+            str(tmp_path / "d"),
+            "--port",
+            "0",
+            "--host",
+            "0.0.0.0",
+        ],
         env={**clean_environment(), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -198,8 +208,17 @@ def test_tls_serves_https_only(tmp_path: Path):
     arguments = ["--tls-cert", str(certificate), "--tls-key", str(key)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "wherry", "serve", "--data", str(tmp_path / "d")]
-            + ["--port", str(port), *arguments],
+            [
+                sys.executable,
+                "-m",
+                "wherry",
+                "serve",
+                "--data",
+                str(tmp_path / "d"),
+                "--port",
+                str(port),
+                *arguments,
+            ],
             env={**clean_environment(), "HOME": str(tmp_path)},
             stdout=log,
             stderr=log,
@@ -224,9 +243,24 @@ def test_tls_serves_https_only(tmp_path: Path):
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        + ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1"],
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-keyout",
+            str(key),
+            "-out",
+            str(certificate),
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
         check=True,
         capture_output=True,
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import openai
 import pytest
-
 from tests.conftest import LiveServer, run_server
+
 from wherry import Client
 
 QUICK_TRAINING = {"digits": {"passes": 8}, "topics": {"passes": 2}}
@@ -36,7 +36,9 @@ def bring_up(client: Client) -> None:
     }
     for recipe, parameters in QUICK_TRAINING.items():
         jobs[recipe] = client.models.train(recipe, recipe, parameters=parameters, wait=False)
-    client.models.import_model(Path(str(files("wherry.learning") / "examples" / "echo")), name="echo")
+    client.models.import_model(
+        Path(str(files("wherry.learning") / "examples" / "echo")), name="echo"
+    )
     client.deployments.deploy("echo", wait=False)
     for name, job in jobs.items():
         client.jobs.wait(job.id, timeout=READY_SECONDS)

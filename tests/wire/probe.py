@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import msgspec
-
 from tests.conftest import LiveServer
+
 from wherry.client.schema import Page, WorkerInfo
 
 LEAK = re.compile(

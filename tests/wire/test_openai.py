@@ -16,7 +16,6 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
-
 from tests.conftest import LiveServer
 from tests.wire.probe import wait_until_idle, worker_of
 
@@ -471,7 +470,9 @@ def test_a_text_is_continued(sdk: openai.OpenAI):
 def test_prompts_are_answered_in_order(sdk: openai.OpenAI):
     answers = complete(sdk, ["A river", "One, two, three,", "A boat"], max_tokens=4)
     assert [choice.index for choice in answers.choices] == [0, 1, 2]
-    assert answers.choices[1].text == complete(sdk, "One, two, three,", max_tokens=4).choices[0].text
+    assert (
+        answers.choices[1].text == complete(sdk, "One, two, three,", max_tokens=4).choices[0].text
+    )
 
 
 def test_echo_log_probabilities_and_token_ids(sdk: openai.OpenAI):

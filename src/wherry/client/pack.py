@@ -6,7 +6,6 @@ Frameworks are imported only when there is a model of theirs to pack.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from wherry.errors import FormatNotAllowed, InvalidInput, MissingExtra
 
 if TYPE_CHECKING:
     from wherry.models.bundle import Manifest
-    from wherry.models.tasks.task import Signature, TensorSpec
+    from wherry.models.tasks.task import TensorSpec
 
 MODEL_SUFFIXES = (".skops", ".onnx", ".gguf", ".py", ".pkl", ".pickle", ".joblib")
 """Single files that the server knows how to import."""

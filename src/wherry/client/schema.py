@@ -15,7 +15,9 @@ from msgspec import Meta
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}(?!\n)$"
 Name = Annotated[str, Meta(pattern=NAME)]
 """Name of a team, model, alias or deployment."""
-ModelRef = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[a-z0-9][a-z0-9._-]{0,62})?(?!\n)$")]
+ModelRef = Annotated[
+    str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[a-z0-9][a-z0-9._-]{0,62})?(?!\n)$")
+]
 """`model`, `model@3` (a version) or `model@champion` (an alias, followed live)."""
 Scope = Literal["invoke", "publish", "operate", "admin"]
 """invoke: call deployments · publish: import and pull models · operate: deploy, scale, logs ·

@@ -77,9 +77,7 @@ class ConcurrentRuntime(Protocol):
         """Open the model."""
         ...
 
-    def stream(
-        self, item: TaskInput, cancelled: Event, tenant: str
-    ) -> AsyncIterator[TaskOutput]:
+    def stream(self, item: TaskInput, cancelled: Event, tenant: str) -> AsyncIterator[TaskOutput]:
         """Outputs of one item, the last with its usage; stops soon after `cancelled` is set.
 
         When cancelled it still ends with an output whose usage says what was spent.
