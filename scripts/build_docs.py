@@ -312,9 +312,9 @@ def describe_requests() -> list[str]:
     """A table for each struct that clients send."""
     parts: list[str] = []
     for name, kind in vars(schema).items():
-        if not isinstance(kind, type) or not issubclass(kind, schema.Request):
+        if not isinstance(kind, type) or not issubclass(kind, (schema.Request, schema.Spec)):
             continue
-        if kind is schema.Request:
+        if kind in (schema.Request, schema.Spec):
             continue
         rows = [
             (code(field), code(shown), default if default == "required" else code(default), text)

@@ -26,7 +26,6 @@ import msgspec
 from wherry import __version__, errors
 from wherry.accounts.keys import Keys
 from wherry.accounts.ledger import Ledger
-from wherry.accounts.teams import Teams
 from wherry.client.local import LocalServer, remove_server, write_server
 from wherry.control.controller import Controller
 from wherry.control.deployments import Deployments
@@ -38,6 +37,7 @@ from wherry.control.placement.local import Folders, LocalPlacement
 from wherry.control.supervisor import GatewayOrder, Supervisor
 from wherry.gateway.uplink import LoadReport, Question, Uplink
 from wherry.jobs.queue import JobQueue
+from wherry.jobs.trial import runtime_options
 from wherry.models.registry.registry import Registry
 from wherry.settings import Settings, resolve_secret, worker_environment
 from wherry.storage.blobs import LocalBlobs
@@ -274,14 +274,6 @@ def folders_of(settings: Settings, run_folder: Path) -> Folders:
     )
 
 
-def runtime_options(settings: Settings) -> dict[str, Any]:
-    """The operator's settings that runtimes must know."""
-    return {
-        "allow_pickle": settings.allow_pickle,
-        "trusted_types": list(settings.trusted_sklearn_types),
-    }
-
-
 # ------------------------------------------------------------------------------ start-up
 
 
@@ -476,13 +468,12 @@ class GatewayProcess:
         folder = settings.folder
         registry = Registry(self._database, LocalBlobs(folder / "blobs"), folder)
         budget = MemoryBudget(settings.memory_limit_mib)
-        platform = PlatformDoor(
+        platform = self._platform = PlatformDoor(
             settings=settings,
             database=self._database,
             registry=registry,
             deployments=Deployments(self._database, registry, budget),
             keys=Keys.for_folder(self._database, folder),
-            teams=Teams(self._database),
             ledger=Ledger(self._database, folder / "journal"),
             budget=budget,
             gateway=self._gateway,
@@ -532,7 +523,7 @@ class GatewayProcess:
             )
         ]
         try:
-            await uvicorn.Server(config).serve(sockets=[self._listener])
+            await make_http_server(config, self._platform.close).serve(sockets=[self._listener])
         finally:
             for task in tasks:
                 task.cancel()
@@ -549,6 +540,18 @@ class GatewayProcess:
             used = {name: now - at for name, at in self._settler.last_used.items()}
             counts = msgspec.msgpack.encode(self._counts.snapshot())
             self._uplink.report(LoadReport(self._gateway.loads(), used, counts))
+
+
+def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:
+    """A uvicorn server that ends endless event streams before it waits for requests in flight."""
+    import uvicorn
+
+    class HttpServer(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            on_shutdown()
+            await super().shutdown(sockets)
+
+    return HttpServer(config)
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ from wherry.gateway.route import (
     describe_tensors,
 )
 from wherry.models.registry.registry import ResolvedVersion
-from wherry.models.tasks.catalog import find_task
 from wherry.storage.database import Database, add_event, read_revisions
 from wherry.telemetry import get_logger
 from wherry.worker.spec import FileEntry, WorkerSpec
@@ -655,9 +654,8 @@ class Controller:
 
 
 def signature_of(version: ResolvedVersion) -> tuple[Any, Any]:
-    """Tensors of a version as its task shows them."""
-    task = find_task(version.manifest.task)
-    signature = task.signature(version.manifest.task_config())
+    """Tensors of a version, as the import wrote them into its manifest."""
+    signature = version.manifest.signature
     return describe_tensors(signature.inputs), describe_tensors(signature.outputs)
 
 

@@ -101,9 +101,15 @@ class Deployments:
             for target in targets_of(desired.spec):
                 if target.model.partition("@")[0] != model:
                     continue
-                if number is None or self._registry.version(team_id, target.model).number == number:
+                if number is None or self._number_of(team_id, target.model) == number:
                     users.append(desired.spec.name)
         return sorted(set(users))
+
+    def _number_of(self, team_id: str, model: str) -> int | None:
+        try:
+            return self._registry.version(team_id, model).number
+        except errors.NotFound:
+            return None  # an alias or version that is gone uses nothing
 
     # ------------------------------------------------------------------ checks
 

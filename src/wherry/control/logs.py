@@ -57,7 +57,8 @@ class WorkerLogs:
     def path(self, deployment: str) -> Path:
         """The current file of a deployment (`team/name`; both are plain names)."""
         team, _, name = deployment.partition("/")
-        return self._folder / f"{team}.{name}.log"
+        # `+` is in no name, so that no two deployments can mean the same file
+        return self._folder / f"{team}+{name}.log"
 
     def _encode(self, worker: str, line: bytes) -> bytes:
         text = escape_controls(line[:MAX_LINE_BYTES].decode("utf-8", "replace"))

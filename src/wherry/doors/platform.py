@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from wherry.accounts.keys import Keys
 from wherry.accounts.ledger import Ledger
-from wherry.accounts.teams import Teams
 from wherry.control.deployments import Deployments
 from wherry.control.logs import WorkerLogs
 from wherry.control.memory import MemoryBudget
@@ -35,7 +34,6 @@ class PlatformDoor:
         registry: models.
         deployments: what should run.
         keys: who may what.
-        teams: of the server.
         ledger: what was used.
         budget: how much memory models may use.
         gateway: this gateway, for its health.
@@ -51,7 +49,6 @@ class PlatformDoor:
         registry: Registry,
         deployments: Deployments,
         keys: Keys,
-        teams: Teams,
         ledger: Ledger,
         budget: MemoryBudget,
         gateway: Gateway,

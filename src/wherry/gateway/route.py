@@ -159,5 +159,11 @@ def not_ready(deployment: DeploymentRoute) -> errors.NotReady:
 
 
 def describe_tensors(specs: Any) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """Tensor specs of a signature in the form a route carries."""
-    return tuple((spec.name, spec.datatype, tuple(spec.shape)) for spec in specs)
+    """Tensor specs of a signature in the form a route carries.
+
+    Clients cannot read "anything" (an empty datatype); they are shown one form that is accepted.
+    """
+    return tuple(
+        (spec.name, spec.datatype or "FP32", tuple(spec.shape) if spec.datatype else (-1,))
+        for spec in specs
+    )

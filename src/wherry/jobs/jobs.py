@@ -11,11 +11,11 @@ import time
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row
 
 from wherry.client import schema
 from wherry.errors import NotFound, QuotaExceeded
 from wherry.jobs import store
+from wherry.jobs.store import Connection, Row
 from wherry.jobs.work import Failed, Kind, Work, decode_work, kind_of
 from wherry.storage.database import Database, add_event, new_id
 

@@ -150,12 +150,13 @@ class JobQueue:
             await asyncio.gather(writing, return_exceptions=True)
         if self._is_stopping and process.outcome is None:
             return  # the row still says running, so the next start runs it again
-        state, told = _judge(process, status)
-        await self._finish(process.job, state, told)
-        self._running.pop(process.job.id, None)
-        # a slot is free: look at the rows even if none has changed since
-        self._revision = -1
-        self.nudge()
+        try:
+            await self._finish(process.job, *_judge(process, status))
+        finally:
+            self._running.pop(process.job.id, None)
+            # a slot is free: look at the rows even if none has changed since
+            self._revision = -1
+            self.nudge()
 
     async def _write_progress(self, process: RunnerProcess) -> None:
         while True:
@@ -185,6 +186,8 @@ class JobQueue:
                 await asyncio.to_thread(self._jobs.finish, job, state, **options)
                 break
             except errors.Unavailable:
+                if self._is_stopping:
+                    return  # the next start will run it again, to the same end
                 await asyncio.sleep(RETRY_SECONDS)
         await asyncio.to_thread(self._clean, job, gives_back=False)
         log.info("job ended", job=job.id, kind=job.kind, state=state, why=_why(told))

@@ -53,6 +53,9 @@ def main() -> None:
     for descriptor in (arguments.listen_fd, arguments.report_fd, config_fd):
         os.set_inheritable(descriptor, True)
     reports.detach()
+    if order.spec.environment:
+        # ours may be a whole site-packages, which would shadow the model's own packages
+        os.unsetenv("PYTHONPATH")
     command = [python, "-m", "wherry.worker"]
     command += ["--listen-fd", str(arguments.listen_fd), "--report-fd", str(arguments.report_fd)]
     command += ["--config-fd", str(config_fd)]

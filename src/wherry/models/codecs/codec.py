@@ -94,5 +94,5 @@ def decode_json(body: memoryview, decoder: msgspec.json.Decoder[Any]) -> Any:
 
 def param_of(message: str) -> str | None:
     """The field a msgspec message names (`… - at `$.messages[0].role``), else None."""
-    _, _, path = message.rpartition("`$.")
-    return path.rstrip("`") or None if path.endswith("`") else None
+    _, found, path = message.rpartition("`$.")
+    return path.rstrip("`") or None if found and path.endswith("`") else None
