@@ -6,11 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
+import numpy as np
 import pytest
 
 from wherry import errors
@@ -19,8 +23,10 @@ from wherry.cli.command import app
 from wherry.cli.serve import read_setting_docs
 from wherry.client.schema import DeploymentSpec
 from wherry.doors.errors import HTTP_STATUS
-from wherry.models.bundle import decode_manifest
+from wherry.models.bundle import Bundle, Manifest, decode_manifest
+from wherry.models.tasks.tensor import TensorInput
 from wherry.settings import PREFIX, Settings
+from wherry.worker.runtimes.runtime import BatchRuntime
 
 assert cli_main  # its import registers the commands
 
@@ -166,9 +172,22 @@ def test_prose_names_commands_that_exist(page: Path):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_examples_can_be_compiled(page: Path):
     for number, block in enumerate(blocks(page, "python")):
-        lines = block.splitlines()
-        indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-        compile("\n".join(line[indent:] for line in lines), f"{page.name} {number}", "exec")
+        compile(textwrap.dedent(block), f"{page.name} {number}", "exec")
+
+
+def test_the_runtime_of_the_contributing_page_answers(tmp_path: Path):
+    block = next(
+        each for each in blocks(ROOT / "CONTRIBUTING.md", "python") if "AddRuntime" in each
+    )
+    namespace: dict[str, Any] = {}
+    exec(textwrap.dedent(block), namespace)
+    runtime = namespace["AddRuntime"]()
+    assert isinstance(runtime, BatchRuntime)
+    runtime.load(Bundle(tmp_path, Manifest("tensor", "add", options={"amount": 5})), "cpu")
+    items = [TensorInput({"X": np.array([number])}) for number in (1.0, 2.0)]
+    answers: list[Any] = list(runtime.run([runtime.prepare(item) for item in items]))
+    assert [answer.tensors["X"].tolist() for answer in answers] == [[6.0], [7.0]]
+    runtime.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -206,3 +225,11 @@ def test_the_chinese_page_has_the_examples_of_the_english_one():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_names_a_folder_of_one_machine(page: Path):
     assert not re.search(r"(?<![\w.])/(root|work|home/\w+)\b", read(page))
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").rglob("*.svg")), ids=name_of)
+def test_a_picture_can_be_read_and_says_what_it_shows(picture: Path):
+    tree = ElementTree.fromstring(read(picture))
+    names = {child.tag.rpartition("}")[2] for child in tree}
+    assert {"title", "desc"} <= names
+    assert any(picture.name in read(page) for page in PAGES), "no page shows it"

@@ -45,16 +45,24 @@ def is_running(job: Job) -> bool:
 
 
 def runners() -> list[psutil.Process]:
-    """Runner processes and workers that this test's queues started."""
+    """Runner processes and workers that this test's queues started (servers have their own)."""
     found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            line = " ".join(process.cmdline())
-        except psutil.Error:
+    for child in psutil.Process().children():
+        line = _line(child)
+        if "wherry: supervisor" in line or "serve" in line.split():
             continue
-        if "wherry: job" in line or "wherry.jobs.runner" in line or "worker" in line:
-            found.append(process)
+        for process in [child, *child.children(recursive=True)]:
+            line = _line(process)
+            if "wherry: job" in line or "wherry.jobs.runner" in line or "worker" in line:
+                found.append(process)
     return found
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 async def import_files(site: Site, files: dict[str, bytes], name: str = "m", **wish: object) -> Job:

@@ -288,3 +288,23 @@ def test_a_model_that_does_not_load_tells_its_cause_and_the_others_serve(house):
     assert client.predict("iris", ROW)["label"] == "setosa"
     with pytest.raises(errors.ModelNotFound):
         client.deployments.apply([DeploymentSpec(name="broken", model="broken")])
+
+
+def test_one_deployment_that_cannot_start_does_not_stop_the_others(house):
+    _, client = house
+    client.deployments.apply(
+        [
+            DeploymentSpec(
+                name="secretive", model="iris", secrets={"api_key": "env:WHERRY_SECRET_NOTHING"}
+            )
+        ]
+    )
+    client.deployments.deploy("iris", name="beside")
+    assert client.predict("beside", ROW)["label"] == "setosa"
+    secretive = client.deployments.get("secretive")
+    assert secretive.state == "failing"
+    assert "WHERRY_SECRET_NOTHING" in secretive.cause
+    problems = [each for each in client.overview().problems if "secretive" in each.subject]
+    assert problems
+    client.deployments.remove("secretive")
+    client.deployments.remove("beside")

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 from tests.conftest import LiveServer
 
-from wherry.client.schema import Page, WorkerInfo
+from wherry.client.schema import WorkerInfo
 
 LEAK = re.compile(
     r"Traceback|/(home|root|tmp|usr|proc|var)/|site-packages|\.py\b|0x[0-9a-f]{6}|wherry\.[a-z]+\."
@@ -25,8 +25,7 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 def workers(live: LiveServer) -> list[WorkerInfo]:
     """Every worker of the server."""
-    answer = live.http.get("/platform/v1/workers")
-    return msgspec.json.decode(answer.content, type=Page[WorkerInfo]).items
+    return msgspec.convert(live.http.get("/platform/v1/workers").json()["items"], list[WorkerInfo])
 
 
 def worker_of(live: LiveServer, deployment: str) -> WorkerInfo:

@@ -11,9 +11,8 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-
 from tests.conftest import LiveServer
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 FLOWERS = np.array([[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]], dtype=np.float32)
 ALL_OUTPUTS = {"label", "class", "probabilities"}
@@ -135,9 +134,7 @@ def test_an_unknown_model_is_an_error_that_the_client_can_read(caller: Caller):
 
 @pytest.mark.parametrize("binary_in", [False, True])
 @pytest.mark.parametrize("binary_out", [False, True])
-def test_answers_are_the_same_in_json_and_binary(
-    caller: Caller, binary_in: bool, binary_out: bool
-):
+def test_answers_are_the_same_in_json_and_binary(caller: Caller, binary_in: bool, binary_out: bool):
     result = caller.infer(
         "iris",
         [tensor("input", FLOWERS, binary=binary_in)],

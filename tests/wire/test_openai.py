@@ -76,9 +76,7 @@ def check_error(error: openai.APIStatusError) -> dict[str, Any]:
 
 def relaxed(sdk: openai.OpenAI) -> openai.OpenAI:
     """The SDK where its own types refuse what OpenAI itself sends: null, and base64 by default."""
-    client = sdk.with_options()
-    client._strict_response_validation = False
-    return client
+    return sdk.with_options(_extra_kwargs={"_strict_response_validation": False})
 
 
 # ------------------------------------------------------------------------------ models
@@ -381,7 +379,7 @@ def test_a_forced_tool_is_called_with_good_arguments(sdk: openai.OpenAI, choice:
 
 def test_a_streamed_call_can_be_put_together(sdk: openai.OpenAI):
     chunks = stream(sdk, ASK_WEATHER, tools=[WEATHER], tool_choice="required", max_tokens=100)
-    pieces = [
+    pieces: list[Any] = [
         piece
         for chunk in chunks
         for choice in chunk.choices

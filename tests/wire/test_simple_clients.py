@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-
 from tests.conftest import LiveServer
 
 DIGITS = {str(digit) for digit in range(10)}

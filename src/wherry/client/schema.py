@@ -239,7 +239,7 @@ class DeploymentSpec(Spec, frozen=True):
     """Unload after so long without a request and wake on the next; 0 = never."""
     device: str = "cpu"
     secrets: dict[str, str] = {}
-    """For `upstream`: `{"api_key": "env:NAME"}`, resolved from the operator's environment only."""
+    """For `upstream`: `{"api_key": "env:WHERRY_SECRET_NAME"}`, a variable of the server."""
     stopped: bool = False
 
 

@@ -182,7 +182,7 @@ class Controller:
         await self._read_desired()
         self._read_loads()
         for running in list(self._running.values()):
-            await self._reconcile(running)
+            await self._reconcile_alone(running)
         self._publish()
         self._turns_done = turn
         self._finish_drains()
@@ -262,6 +262,18 @@ class Controller:
                 running.is_awake = False
 
     # ------------------------------------------------------------------ one deployment
+
+    async def _reconcile_alone(self, running: Running) -> None:
+        """Reconcile a deployment so that its fault is its own: the others go on."""
+        try:
+            await self._reconcile(running)
+        except errors.Unavailable:
+            raise
+        except errors.WherryError as error:
+            running.cause, running.remedy = error.message, error.hint
+        except Exception:  # noqa: BLE001 - see above
+            running.cause = "the controller cannot start it; the server's log says why"
+            log.exception("cannot reconcile", deployment=running.desired.full_name)
 
     async def _reconcile(self, running: Running) -> None:
         spec = running.desired.spec

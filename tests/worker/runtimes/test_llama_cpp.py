@@ -370,7 +370,9 @@ def test_a_template_of_the_bundle_that_knows_tools_renders_them(tmp_path: Path) 
 def test_cancelling_stops_decoding_at_once_and_counts(model: LlamaCppRuntime) -> None:
     async def cancel_after(count: int) -> tuple[list[TextDelta], float]:
         cancelled, seen, at = threading.Event(), [], 0.0
-        async for delta in model.stream(chat("Count to 1000", max_tokens=400), cancelled, ""):
+        async for delta in model.stream(
+            chat("Count to 1000", max_tokens=400, temperature=0), cancelled, ""
+        ):
             seen.append(delta)
             if len(seen) == count:
                 cancelled.set()

@@ -52,7 +52,7 @@ class InputParameters(msgspec.Struct):
     """Of an input; others are ignored, as the protocol asks."""
 
     binary_data_size: Size | None = None
-    shared_memory_region: msgspec.Raw | None = None
+    shared_memory_region: str | None = None
 
 
 class OutputParameters(msgspec.Struct):
@@ -60,7 +60,7 @@ class OutputParameters(msgspec.Struct):
 
     binary_data: bool | None = None
     classification: int = 0
-    shared_memory_region: msgspec.Raw | None = None
+    shared_memory_region: str | None = None
 
 
 class RequestParameters(msgspec.Struct):
