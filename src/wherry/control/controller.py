@@ -271,7 +271,7 @@ class Controller:
             raise
         except errors.WherryError as error:
             running.cause, running.remedy = error.message, error.hint
-        except Exception:  # noqa: BLE001 - see above
+        except Exception:
             running.cause = "the controller cannot start it; the server's log says why"
             log.exception("cannot reconcile", deployment=running.desired.full_name)
 
