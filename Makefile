@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes \
+	--python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 ONCE ?=
 PORT ?= 8000
 
@@ -16,13 +18,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-.venv/demo.stamp: pyproject.toml | $(BIN)/python
+# everything is pinned by version and digest; requirements/ is rewritten by `make lock`
+.venv/demo.stamp: requirements/demo.txt pyproject.toml | $(BIN)/python
 	@echo "installing (about a minute)"
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/demo.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-.venv/dev.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+.venv/dev.stamp: requirements/dev.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@ .venv/demo.stamp
 
 .PHONY: demo
@@ -57,6 +62,13 @@ test: setup ## Tests of minutes: real models, real processes, no torch
 .PHONY: test-all
 test-all: setup ## Every test this machine can run
 	$(BIN)/python -m pytest
+
+.PHONY: lock
+lock: setup ## Choose the newest allowed versions of all packages, with their digests
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) --extra demo --output-file requirements/demo.txt
+	$(COMPILE) --extra demo --extra dev --constraint requirements/demo.txt \
+		--output-file requirements/dev.txt
 
 .PHONY: docs
 docs: setup ## Rebuild the generated pages of docs/
