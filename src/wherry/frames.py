@@ -219,6 +219,8 @@ class Connection:
         self._large_filled = 0
         self._out: list[bytes | bytearray | memoryview] = []
         self.unsent_bytes = 0
+        self.max_frame_bytes = MAX_FRAME_BYTES
+        """Longer frames close the connection; small until the peer is trusted."""
         self._flush_scheduled = False
         self._writer_added = False
         self._write_failed = False
@@ -322,7 +324,7 @@ class Connection:
         position, end = 0, len(data)
         while end - position >= PREFIX.size:
             length, kind, _, header_bytes, request_id = PREFIX.unpack_from(data, position)
-            if length > MAX_FRAME_BYTES or header_bytes > length:
+            if length > self.max_frame_bytes or header_bytes > length:
                 self.close()
                 return
             start = position + PREFIX.size

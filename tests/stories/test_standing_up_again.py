@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -199,6 +200,9 @@ def test_a_public_address_needs_tls(tmp_path: Path):
     assert "TLS" in done.stderr
 
 
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="needs the openssl command: apt-get install openssl"
+)
 def test_tls_serves_https_only(tmp_path: Path):
     certificate, key = make_certificate(tmp_path)
     trust = ssl.create_default_context(cafile=str(certificate))

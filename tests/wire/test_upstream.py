@@ -7,8 +7,8 @@ from pathlib import Path
 
 import openai
 import pytest
-
 from tests.conftest import LiveServer
+
 from wherry import Client, errors
 from wherry.client.schema import DeploymentSpec
 

@@ -30,6 +30,9 @@ from wherry.worker.spec import WorkerConfig
 INLINE_BYTES = 16 << 10
 """Larger bodies are decoded and prepared in a thread, so that one does not delay the others."""
 CREDIT_BYTES = 4 << 20
+HELLO_BYTES = 4 << 10
+HELLO_SECONDS = 3.0
+"""Who has not proved within this time who it is, is no gateway."""
 DRAINING = "draining"
 
 decode_call = msgspec.msgpack.Decoder(Call).decode
@@ -88,6 +91,12 @@ class Peer:
         self._theirs = b""
         self.is_trusted = False
         self.connection = Connection(connected, self._on_frame, self._on_close)
+        self.connection.max_frame_bytes = HELLO_BYTES
+        self._timer = worker.loop.call_later(HELLO_SECONDS, self._close_if_stranger)
+
+    def _close_if_stranger(self) -> None:
+        if not self.is_trusted:
+            self.connection.close()
 
     def _on_frame(self, frame: Frame) -> None:
         try:
@@ -117,6 +126,8 @@ class Peer:
             self.connection.close()
             return
         self.is_trusted = True
+        self._timer.cancel()
+        self.connection.max_frame_bytes = frames.MAX_FRAME_BYTES
         ready = frames.Ready(self.worker.credits, CREDIT_BYTES)
         self.connection.send(Kind.READY, header=ready)
 
