@@ -127,6 +127,15 @@ class DataPlane:
         )
         self.gateway.replace_routes(Snapshot(self._epoch, (deployment,)))
 
+    async def wait_for_links(self, count: int) -> None:
+        """Return when so many workers have shaken hands with the gateway."""
+        for _ in range(1000):
+            queues = self.gateway._queues.values()
+            if sum(link.is_ready for queue in queues for link in queue.links.values()) == count:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"fewer than {count} workers are linked")
+
     def inbound(self, value: Any, **changes: Any) -> Inbound:
         """A request that sends one FP64 value (or more) as tensor X."""
         values = value if isinstance(value, list) else [value]

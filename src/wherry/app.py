@@ -496,10 +496,12 @@ class GatewayProcess:
         """Serve until told to stop; requests in flight may end."""
         import uvicorn
 
+        from wherry.doors.http_guard import GuardedProtocol
+
         settings = self._settings
         config = uvicorn.Config(
             self._app,
-            http="httptools",
+            http=GuardedProtocol,
             ws="none",
             lifespan="off",
             access_log=False,

@@ -86,6 +86,7 @@ def test_a_killed_worker_is_invisible_to_idempotent_calls(tmp_path: Path):
         bundle = write_model(tmp_path / "bundle", SLOW)
         first, second = [await plane.start_worker(bundle) for _ in range(2)]
         plane.route(first, second)
+        await plane.wait_for_links(2)
         calls = [asyncio.ensure_future(plane.call(0.4)) for _ in range(40)]
         await asyncio.sleep(0.1)
         os.kill(first.pid, signal.SIGKILL)

@@ -50,7 +50,7 @@ def address() -> Iterator[tuple[str, int]]:
         ws="none",
         lifespan="off",
         log_config=None,
-        timeout_keep_alive=2,
+        timeout_keep_alive=1,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
