@@ -455,7 +455,7 @@ class GatewayProcess:
         rows: list[Row] = []
         rows += self._make_rows(lambda: rows)
         hosts = frozenset({*settings.allowed_hosts, settings.host})
-        self._app = Doors(rows, self._authenticator, hosts)
+        self._app = Doors(rows, self._authenticator, hosts, self._settler.limit_headers)
 
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
         from wherry.doors.inference import InferenceDoor

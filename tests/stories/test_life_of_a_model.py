@@ -204,6 +204,7 @@ def test_limits_of_a_key_are_told_in_headers(client: Client, server: LiveServer)
     refused = httpx.post(f"{server.url}/predict/metered", json=body, headers=headers)
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
 
 
 def test_usage_counts_every_answer_once(client: Client):

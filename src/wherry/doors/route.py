@@ -151,13 +151,19 @@ class Doors:
         rows: of all doors.
         authenticator: decides who calls.
         allowed_hosts: names besides loopback that requests may carry in `Host`; `*` = any.
+        limit_headers: what a key has left, for a refusal that is about that.
     """
 
     def __init__(
-        self, rows: list[Row], authenticator: Authenticator, allowed_hosts: frozenset[str]
+        self,
+        rows: list[Row],
+        authenticator: Authenticator,
+        allowed_hosts: frozenset[str],
+        limit_headers: Callable[[Principal], dict[str, str]],
     ) -> None:
         self.rows = rows
         self._authenticator = authenticator
+        self._limit_headers = limit_headers
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in allowed_hosts}
         self._any_host = "*" in allowed_hosts
         by_path: dict[str, dict[str, Row]] = {}
@@ -219,7 +225,8 @@ class Doors:
             return
         except errors.WherryError as error:
             inquiry = inquiry or Inquiry(scope, receive, {})
-            await _send_error(send, inquiry, any_row.render, error)
+            extra = self._about_limits(inquiry, error)
+            await _send_error(send, inquiry, any_row.render, error, extra=extra)
             return
         except Exception:
             inquiry = inquiry or Inquiry(scope, receive, {})
@@ -228,6 +235,12 @@ class Doors:
             await _send_error(send, inquiry, any_row.render, bug)
             return
         await _send_response(send, inquiry, response)
+
+    def _about_limits(self, inquiry: Inquiry, error: errors.WherryError) -> dict[str, str]:
+        principal: Principal | None = inquiry.principal
+        if isinstance(error, errors.QuotaExceeded) and principal is not None:
+            return self._limit_headers(principal)
+        return {}
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
         """Refuse foreign names, so that a web page cannot rebind its name to us."""
