@@ -31,7 +31,7 @@ class Visitor:
         self.left = asyncio.Event()
         scope: dict[str, Any] = {"type": "http", "method": method, "path": "/", "headers": []}
         self.inquiry = Inquiry(scope, self._receive, {})
-        self.inquiry.principal = principal
+        self.inquiry.caller = principal
 
     async def _receive(self) -> dict[str, Any]:
         await self.left.wait()

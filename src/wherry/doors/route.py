@@ -48,12 +48,12 @@ class Inquiry:
         "_receive",
         "address",
         "body_limit",
+        "caller",
         "headers",
         "id",
         "is_disconnected",
         "method",
         "params",
-        "principal",
         "scope",
     )
 
@@ -64,7 +64,8 @@ class Inquiry:
         self.id = request_id()
         self.method: str = scope["method"]
         self.params: Mapping[str, str] = scope.get("path_params", {})
-        self.principal: Principal = None  # type: ignore[assignment]  # set by the row's check
+        self.caller: Principal | None = None
+        """Set by the row's check; None in rows that are open."""
         self.is_disconnected = False
         client = scope.get("client")
         self.address: str = client[0] if client else ""
@@ -78,6 +79,12 @@ class Inquiry:
             InvalidInput: it is malformed, or has too many fields.
         """
         return _parse_query(self.scope.get("query_string", b""))
+
+    @property
+    def principal(self) -> Principal:
+        """Who calls; only in rows that need a key."""
+        assert self.caller is not None
+        return self.caller
 
     async def body(self) -> bytes:
         """The whole body.
@@ -215,10 +222,10 @@ class Doors:
                 return
             inquiry.body_limit = row.body_limit
             if row.permission != "open":
-                inquiry.principal = await self._authenticator.authenticate(
+                inquiry.caller = await self._authenticator.authenticate(
                     scope["headers"], inquiry.address
                 )
-                _check_permission(inquiry.principal, row.permission)
+                _check_permission(inquiry.caller, row.permission)
             _check_content_type(row, headers)
             response = await row.handler(inquiry)
         except (errors.Cancelled, ClientDisconnect):
@@ -237,9 +244,8 @@ class Doors:
         await _send_response(send, inquiry, response)
 
     def _about_limits(self, inquiry: Inquiry, error: errors.WherryError) -> dict[str, str]:
-        principal: Principal | None = inquiry.principal
-        if isinstance(error, errors.QuotaExceeded) and principal is not None:
-            return self._limit_headers(principal)
+        if isinstance(error, errors.QuotaExceeded) and inquiry.caller is not None:
+            return self._limit_headers(inquiry.caller)
         return {}
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
