@@ -24,7 +24,7 @@ import hmac
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -35,8 +35,15 @@ COALESCE_BYTES = 64 << 10
 """Frames up to this size are joined per loop tick; larger ones are sent as they are (joining
 large ones is measurably harmful: the copies serialise)."""
 READ_BYTES = 64 << 10
+DRAIN_POLL_SECONDS = 0.005
+
+DRAINING = "draining"
+"""Code of a FAILURE that is none: the worker is stopping and has not run the request."""
 
 encode = msgspec.msgpack.Encoder().encode
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
+"""What a worker counts; checked on arrival, since workers are not trusted."""
 
 
 class Kind(enum.IntEnum):
@@ -67,11 +74,11 @@ class Kind(enum.IntEnum):
 
 
 class Usage(msgspec.Struct, array_like=True):
-    """What one answer cost, in the task's own units; never negative."""
+    """What one answer cost, in the task's own units."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    rows: int = 0
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    rows: Count = 0
     """Texts, pictures or table rows answered."""
 
     def __add__(self, other: Usage) -> Usage:
@@ -371,13 +378,16 @@ class Connection:
             return
         self.closed = True
         self._out.clear()
+        self.unsent_bytes = 0
         self._loop.remove_reader(self._socket.fileno())
         if self._writer_added:
             self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._on_close()
 
-    def close_when_sent(self) -> None:
-        """Send what is queued without waiting for the reader, then close."""
+    async def close_when_sent(self) -> None:
+        """Close when the peer has taken everything that is queued, or has gone."""
         self._flush()
+        while self.unsent_bytes and not self.closed:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
         self.close()

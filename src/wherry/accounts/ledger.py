@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
@@ -99,8 +99,13 @@ class Ledger:
         by: Sequence[str] = ("key", "model", "day"),
         start: str = "",
         end: str = "",
+        *,
+        key_id: str = "",
+        deployments: Collection[str] | None = None,
     ) -> list[UsageRow]:
         """Sums of a team's requests by groups, from day `start` to day `end` (UTC, included).
+
+        Of the key `key_id` only, and of `deployments` only, if these are given.
 
         Raises:
             InvalidInput: a group or a day is none, or there are too many rows.
@@ -109,7 +114,14 @@ class Ledger:
         first, last = _check_day(start, "from") or "0001-01-01", _check_day(end, "to")
         with self._database.read() as connection:
             rows = store.sum_usage(
-                connection, team_id, groups, first, last or "9999-12-31", MAX_USAGE_ROWS + 1
+                connection,
+                team_id,
+                groups,
+                first,
+                last or "9999-12-31",
+                MAX_USAGE_ROWS + 1,
+                key_id=key_id,
+                deployments=deployments,
             )
         if len(rows) > MAX_USAGE_ROWS:
             raise InvalidInput(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, Connection, Row, Select, case, cast, func, select, update
@@ -164,13 +164,29 @@ def add_outcomes(connection: Connection, rows: Sequence[Fields]) -> int:
 
 
 def sum_usage(
-    connection: Connection, team_id: str, by: Sequence[str], start: str, end: str, limit: int
+    connection: Connection,
+    team_id: str,
+    by: Sequence[str],
+    start: str,
+    end: str,
+    limit: int,
+    *,
+    key_id: str = "",
+    deployments: Collection[str] | None = None,
 ) -> Sequence[Fields]:
-    """Sums of a team's requests between two days, both included, by groups."""
+    """Sums of a team's requests between two days, both included, by groups.
+
+    Of one key only, and of some deployments only, if these are given.
+    """
     groups = [GROUPS[name].label(name) for name in by]
+    where = [ledger.c.team_id == team_id, ledger.c.day >= start, ledger.c.day <= end]
+    if key_id:
+        where.append(ledger.c.key_id == key_id)
+    if deployments is not None:
+        where.append(ledger.c.deployment.in_(sorted(deployments)))
     query = (
         select(*groups, *_SUMS)
-        .where(ledger.c.team_id == team_id, ledger.c.day >= start, ledger.c.day <= end)
+        .where(*where)
         .group_by(*(GROUPS[name] for name in by))
         .order_by(*(GROUPS[name] for name in by))
         .limit(limit)

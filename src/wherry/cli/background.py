@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from wherry import errors
 from wherry.client import Client
 from wherry.client.local import LocalServer, list_servers, servers_folder
-from wherry.settings import default_data_folder
+from wherry.settings import default_data_folder, load_settings
 
 START_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -42,8 +42,10 @@ def log_file() -> Path:
 
 
 def _serve_command() -> list[str]:
-    port = USUAL_PORT if _is_free(USUAL_PORT) else 0
-    return [sys.executable, "-m", "wherry", "serve", "--port", str(port)]
+    # What the environment or its file says stays; only the usual port may be another's.
+    port = load_settings().port
+    flags = ["--port", "0"] if port == USUAL_PORT and not _is_free(port) else []
+    return [sys.executable, "-m", "wherry", "serve", *flags]
 
 
 def _is_free(port: int) -> bool:

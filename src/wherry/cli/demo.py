@@ -22,7 +22,7 @@ from wherry.settings import Settings
 
 POLL_SECONDS = 0.2
 READY_SECONDS = 300.0
-QUESTION = "In one sentence, what is a wherry?"
+QUESTION = "Write one sentence about a river."
 REVIEWS = (
     "The plot was thin but the acting was superb.",
     "The battery lasts two days and the screen is bright.",

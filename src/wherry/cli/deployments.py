@@ -158,7 +158,7 @@ def print_deployments(deployments: list[Deployment]) -> None:
 
 
 def _print_workers(workers: list[WorkerInfo]) -> None:
-    columns = ("ID", "DEPLOYMENT", "MODEL", "STATE", "PID", "MEMORY", "IN FLIGHT", "AGE", "DETAIL")
+    columns = ("ID", "DEPLOYMENT", "MODEL", "STATE", "PID", "MEMORY", "BUSY", "AGE", "DETAIL")
     rows = [
         (
             each.id,

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from cyclopts import App, Parameter
 
@@ -21,6 +22,9 @@ from wherry.cli.output import (
 )
 from wherry.client.calls.accounts import Grouping
 from wherry.client.schema import Key, KeyLimits, NewKey, Scope, UsageRow
+
+if TYPE_CHECKING:
+    from wherry.client import Client
 
 keys_app = App(name="keys", help="Make, list and revoke keys.", group=ACCESS)
 app.command(keys_app)
@@ -88,7 +92,7 @@ def list_keys(*, common: Common = DEFAULT) -> None:
     """List the keys of your team, without their secrets."""
     with common.connect() as client:
         found = client.keys.list()
-    columns = ("ID", "NAME", "STARTS WITH", "SCOPES", "DEPLOYMENTS", "AGE", "STATE")
+    columns = ("NAME", "STATE", "SCOPES", "DEPLOYMENTS", "AGE", "STARTS WITH", "ID")
     show(common, found, lambda: print_table(columns, [_key_row(key) for key in found]))
 
 
@@ -99,13 +103,13 @@ def _key_row(key: Key) -> tuple[str, ...]:
     if key.revoked_at is not None:
         state = "revoked"
     return (
-        key.id,
         key.name,
-        key.prefix,
+        state,
         ", ".join(key.scopes),
         ", ".join(key.deployments) or "all",
         format_age(key.created_at),
-        state,
+        key.prefix,
+        key.id,
     )
 
 
@@ -167,10 +171,27 @@ def usage(
         )
     with common.connect() as client:
         rows = client.usage(chosen, start=start, end=end)
-    show(common, rows, lambda: _print_usage(chosen, rows))
+        names = _read_key_names(client) if "key" in chosen and common.output == "table" else {}
+    show(common, rows, lambda: _print_usage(chosen, rows, names))
 
 
-def _print_usage(groups: list[Grouping], rows: list[UsageRow]) -> None:
+def _read_key_names(client: Client) -> dict[str, str]:
+    """Key id → what people call it; empty for who may not see the keys."""
+    try:
+        return {key.id: key.name for key in client.keys.list()}
+    except errors.NotPermitted:
+        return {}
+
+
+def _print_usage(
+    groups: list[Grouping], rows: list[UsageRow], key_names: Mapping[str, str]
+) -> None:
     numbers = ("requests", "errors", "input_tokens", "output_tokens", "rows")
     columns = [name.upper().replace("_", " ") for name in (*groups, *numbers)]
-    print_table(columns, [[getattr(row, name) for name in (*groups, *numbers)] for row in rows])
+    lines = [[getattr(row, name) for name in (*groups, *numbers)] for row in rows]
+    if key_names:
+        at = groups.index("key")
+        columns.insert(at, "KEY NAME")
+        for line in lines:
+            line.insert(at, key_names.get(line[at], ""))
+    print_table(columns, lines)

@@ -77,16 +77,14 @@ def pull(
         job = client.models.pull(
             source, name=name, task=task, sha256=sha256, dry_run=dry_run, on_progress=report
         )
-    show(common, job, lambda: _print_job(job, dry_run=dry_run))
+    show(common, job, lambda: _print_job(job, source, dry_run=dry_run))
 
 
-def _print_job(job: Job, *, dry_run: bool) -> None:
+def _print_job(job: Job, what: str, *, dry_run: bool) -> None:
     if dry_run:
-        print(f"would {job.kind}, nothing was done")
+        print(f"would {job.kind} {what}; nothing was done")
         return
-    name, number = job.result.get("model"), job.result.get("version")
-    print(f"{name}@{number}")
-    note(f"next: wherry deploy {name}")
+    _print_new(str(job.result.get("model")), int(job.result.get("version") or 0))
 
 
 @command(
@@ -136,7 +134,12 @@ def import_model(
             licence=licence,
             on_progress=report,
         )
-    show(common, version, lambda: print(f"{version.model}@{version.number}"))
+    show(common, version, lambda: _print_new(version.model, version.number))
+
+
+def _print_new(name: str, number: int) -> None:
+    print(f"{name}@{number}")
+    note(f"next: wherry deploy {name}")
 
 
 def _explain_import(path: Path, name: str, common: Common) -> None:
@@ -175,7 +178,7 @@ def train(
         job = client.models.train(
             recipe, name, parameters=parameters, dry_run=dry_run, on_progress=report
         )
-    show(common, job, lambda: _print_job(job, dry_run=dry_run))
+    show(common, job, lambda: _print_job(job, name, dry_run=dry_run))
 
 
 def _parse_parameter(text: str) -> tuple[str, Any]:

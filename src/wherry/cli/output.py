@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 import unicodedata
@@ -46,43 +47,110 @@ def print_json_line(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns: with rich on a terminal, plain and uncut elsewhere."""
+    """Print rows under their columns: fitted to a terminal, plain and uncut elsewhere."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
+    width = terminal_width()
+    if width is None:
         _print_plain([list(columns), *texts])
         return
-    from rich import box
+    head, *lines = lay_out_table(columns, texts, width)
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in columns:
-        # Names are for copying: broken over lines at worst, never cut.
-        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
-    for row in texts:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    Console(highlight=False).print(head, style="bold", markup=False, soft_wrap=True)
+    for line in lines:
+        print(line)
+
+
+def lay_out_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """The lines of a table on a terminal: nothing is cut, and words are not broken.
+
+    Columns that are empty everywhere are left out. A last column that is too wide is wrapped in
+    its place; what has no place at all goes under its row.
+    """
+    used = [index for index in range(len(columns)) if not rows or any(row[index] for row in rows)]
+    cells = [[columns[index], *(row[index] for row in rows)] for index in used]
+    widths = [max(map(width_of, column)) for column in cells]
+    count = _count_fitting(widths, width)
+    room = width - sum(widths[:count]) - len(GAP) * count
+    last = cells[count] if count == len(cells) - 1 and room >= LEAST_PROSE_COLUMNS else None
+    beneath = cells[count:] if last is None else []
+    lines: list[str] = []
+    for number in range(len(rows) + 1):
+        line = GAP.join(pad(cells[each][number], widths[each]) for each in range(count))
+        pieces = [] if last is None else wrap(last[number], room)
+        lines.append((line + GAP + pieces[0] if pieces else line).rstrip())
+        lines += [" " * (width - room) + piece for piece in pieces[1:]]
+        if number:
+            facts = [f"{each[0].lower()} {each[number]}" for each in beneath if each[number]]
+            lines += [f"    {piece}" for piece in wrap(", ".join(facts), width - 4)]
+    return lines
+
+
+GAP = "  "
+LEAST_PROSE_COLUMNS = 24
+
+
+def _count_fitting(widths: Sequence[int], width: int) -> int:
+    """How many columns have room side by side; the first always has."""
+    used = -len(GAP)
+    for count, each in enumerate(widths):
+        used += len(GAP) + each
+        if used > width and count:
+            return count
+    return len(widths)
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print one thing, a line a field; empty ones are left out."""
     shown = {name: str(value) for name, value in fields.items() if value not in (None, "", [], {})}
-    _print_plain([[f"{name}:", text] for name, text in shown.items()])
+    indent = max((width_of(name) for name in shown), default=0) + len(GAP) + 1
+    for name, text in shown.items():
+        print_wrapped(pad(f"{name}:", indent) + text, indent)
+
+
+def print_wrapped(text: str, indent: int = 0) -> None:
+    """Print a line; on a terminal its words are wrapped, and the lines after it indented."""
+    width = terminal_width()
+    if width is None or width_of(text) <= width or "\n" in text:
+        print(text)
+        return
+    first, *others = wrap(text[indent:], width - indent) or [""]
+    print(text[:indent] + first)
+    for line in others:
+        print(" " * indent + line)
 
 
 def _print_plain(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        padded = (
-            text + " " * (width - width_of(text)) for text, width in zip(row, widths, strict=True)
-        )
-        print("  ".join(padded).rstrip())
+        padded = (pad(text, width) for text, width in zip(row, widths, strict=True))
+        print(GAP.join(padded).rstrip())
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of whole words; a word that is longer than a line stays whole, to be copied."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and width_of(lines[-1]) + 1 + width_of(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def pad(text: str, width: int) -> str:
+    """A text with blanks up to a width."""
+    return text + " " * (width - width_of(text))
 
 
 def width_of(text: str) -> int:
     """Columns that a text takes on a terminal; Chinese characters take two."""
     return sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that reads our answers; None if a pipe or a file does."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def note(text: str) -> None:

@@ -7,16 +7,15 @@ from __future__ import annotations
 import platform
 import shlex
 import shutil
-import time
 from importlib.util import find_spec
 from typing import Literal
 
 from cyclopts import App
 
 from wherry import __version__, errors
-from wherry.cli.command import DEFAULT, SERVER, Common, app, command
+from wherry.cli.command import DEFAULT, SERVER, Common, DryRun, app, command
 from wherry.cli.deployments import print_deployments
-from wherry.cli.output import note, print_fields, print_table, show
+from wherry.cli.output import format_age, note, print_fields, print_table, print_wrapped, show
 from wherry.client.local import find_address, find_server, list_servers, servers_folder
 from wherry.client.schema import Overview, Problem
 from wherry.settings import client_environment, default_data_folder
@@ -47,7 +46,7 @@ def _print_status(url: str, overview: Overview) -> None:
         {
             "server": url,
             "version": overview.version,
-            "up for": f"{time.time() - overview.started_at:.0f} s",
+            "up for": format_age(overview.started_at),
             "process": local.pid if local else "",
             "data": local.data if local else "",
             "team": overview.team,
@@ -69,9 +68,9 @@ def print_problems(problems: list[Problem]) -> None:
     """What is wrong, why, and what to do, a few lines each."""
     for problem in problems:
         cause = f": {problem.cause}" if problem.cause else ""
-        print(f"{problem.severity}: {problem.subject}: {problem.what}{cause}")
+        print_wrapped(f"{problem.severity}: {problem.subject}: {problem.what}{cause}")
         if problem.remedy:
-            print(f"  hint: {problem.remedy}")
+            print_wrapped(f"  hint: {problem.remedy}")
 
 
 @command("doctor", group=SERVER, examples=["wherry doctor", "wherry doctor -o json"])
@@ -189,13 +188,20 @@ app.command(completion_app)
     parent=completion_app,
     examples=["wherry completion install", "wherry completion install --shell zsh"],
 )
-def install_completion(*, shell: Shell | None = None, common: Common = DEFAULT) -> None:
+def install_completion(
+    *, shell: Shell | None = None, dry_run: DryRun = False, common: Common = DEFAULT
+) -> None:
     """Install completion for your shell; takes effect in the next one.
 
     Args:
         shell: Default: the one you are in.
     """
-    path = app.install_completion(shell=_find_shell(shell))
+    found = _find_shell(shell)
+    if dry_run:
+        plan = {"shell": found, "dry_run": True}
+        show(common, plan, lambda: print(f"would install completion for {found}"))
+        return
+    path = app.install_completion(shell=found)
     show(common, {"path": str(path)}, lambda: print(f"installed {path}"))
 
 

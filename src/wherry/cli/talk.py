@@ -138,7 +138,8 @@ def _converse(
             f"{deployment.name!r} needs an input", hint=f'wherry run {deployment.name} "…"'
         )
     if not is_chat:
-        answer = client.predict(deployment.name, read_input(prompt, _sample(client, deployment)))
+        inputs = read_input(prompt, _sample(client, deployment))
+        answer = _predict(client, deployment.name, inputs)
         show(common, answer, lambda: print_prediction(answer))
         return
     chat = Chat(client, deployment.name, system, params)
@@ -148,6 +149,15 @@ def _converse(
         print_json(chat.ask(prompt))
     else:
         chat.tell(prompt)
+
+
+def _predict(client: Client, deployment: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return client.predict(deployment, inputs)
+    except errors.ModelFailed as error:
+        raise errors.ModelFailed(
+            error.message, hint=f"the cause: wherry logs {deployment}"
+        ) from error
 
 
 def _sample(client: Client, deployment: Deployment) -> dict[str, Any]:
@@ -175,11 +185,17 @@ def read_input(prompt: str, sample: dict[str, Any]) -> dict[str, Any]:
             return {_field_of(sample, "text"): path.read_text(encoding="utf-8")}
         return {_field_of(sample, "image"): path}
     if "text" not in sample and sample:
+        if "image" in sample:
+            raise errors.InvalidInput(f"there is no file {prompt!r}", hint="give a picture's file")
         raise errors.InvalidInput(
             "this model does not take a text",
-            hint="its input looks like " + msgspec.json.encode(sample).decode(),
+            hint=f"its input looks like {_shorten(msgspec.json.encode(sample).decode())}",
         )
     return {"text": prompt}
+
+
+def _shorten(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _field_of(sample: dict[str, Any], usual: str) -> str:
@@ -341,7 +357,7 @@ def predict(deployment: str, prompt: str, /, *, common: Common = DEFAULT) -> Non
         found = find_deployment(client, deployment)
         if found is not None:
             sample = _sample(client, found)
-        answer = client.predict(deployment, read_input(prompt, sample))
+        answer = _predict(client, deployment, read_input(prompt, sample))
     show(common, answer, lambda: print_prediction(answer))
 
 

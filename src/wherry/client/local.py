@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -160,7 +161,10 @@ def is_alive(pid: int) -> bool:
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
     host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name: `127.example.org` is anybody's
+        return False
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -7,7 +7,7 @@ Frameworks are imported only when there is a model of theirs to pack.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +126,8 @@ def pack_estimator(model: Any, wishes: Wishes) -> Path:
     """A bundle of a fitted estimator."""
     check_fitted(model, wishes.name)
     task = wishes.task or guess_task(model, wishes.name)
+    data = dump_estimator(model, wishes)  # first: no sample helps what cannot be loaded
     manifest = describe_estimator(model, task, wishes)
-    data = dump_estimator(model, wishes)
     folder = Path(tempfile.mkdtemp(prefix="wherry-"))
     (folder / "model.skops").write_bytes(data)
     return write_bundle(folder, manifest)
@@ -373,11 +373,24 @@ def dump_estimator(model: Any, wishes: Wishes) -> bytes:
             hint=f"bring it as a Python class ({PYTHON_CLASS})",
         ) from error
     if refused:
-        names = ", ".join(sorted(refused))
         raise FormatNotAllowed(
-            f"{wishes.name!r} holds types that are not trusted: {names}",
-            hint="let the operator start the server with WHERRY_TRUSTED_SKLEARN_TYPES="
-            f"{names.replace(', ', ',')} and pack with trusted_types; or bring it as a Python "
-            f"class ({PYTHON_CLASS})",
+            f"{wishes.name!r} holds types that are not trusted: {', '.join(sorted(refused))}",
+            hint=explain_refused(refused),
         )
     return data
+
+
+def explain_refused(types: Iterable[str]) -> str:
+    """What to do about types that skops does not trust.
+
+    Those of a notebook, a script or inside a function exist nowhere else: the server could not
+    import them even if they were allowed.
+    """
+    way_out = f"bring it as a Python class, its code beside it: {PYTHON_CLASS}, 'scikit-learn'"
+    local = [each for each in types if each.startswith("__main__.") or "<" in each]
+    if local:
+        return f"{', '.join(sorted(local))} exists only here, a server cannot import it: {way_out}"
+    return (
+        f"if the server has their package, its operator sets WHERRY_TRUSTED_SKLEARN_TYPES="
+        f"{','.join(sorted(types))} and you pass the same as trusted_types; or {way_out}"
+    )

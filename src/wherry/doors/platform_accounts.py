@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from wherry import errors
+from wherry.accounts.keys import Principal
 from wherry.client import schema
 from wherry.doors.platform_base import (
     PageOf,
@@ -126,27 +127,26 @@ class AccountsPart:
         groups = [each for each in inquiry.query.get("by", DEFAULT_GROUPS).split(",") if each]
         start, end = inquiry.query.get("from", ""), inquiry.query.get("to", "")
         principal = inquiry.principal
-        own_key = "" if "operate" in principal.scopes else principal.key_id
-        asked = (principal.team_id, own_key, ",".join(groups), start, end)
+        asked = (principal.team_id, principal.key_id, ",".join(groups), start, end)
         rows = self._remembered(asked)
         if rows is None or "cursor" not in inquiry.query:
-            rows = await asyncio.to_thread(
-                self._sum, principal.team_id, own_key, groups, start, end
-            )
+            rows = await asyncio.to_thread(self._sum, principal, groups, start, end)
             self._remember(asked, rows)
         return page_of(inquiry, rows, _place_of_row)
 
     def _sum(
-        self, team_id: str, own_key: str, groups: list[str], start: str, end: str
+        self, principal: Principal, groups: list[str], start: str, end: str
     ) -> list[schema.UsageRow]:
-        if not own_key:
-            rows = self._parts.ledger.usage(team_id, groups, start, end)
-        else:
-            by_key = self._parts.ledger.usage(team_id, [*groups, "key"], start, end)
-            rows = [row for row in by_key if row.key == own_key]
-            if "key" not in groups:
-                for row in rows:
-                    row.key = ""
+        """What the key may see: without `operate` its own, with it that of its deployments."""
+        is_operator = "operate" in principal.scopes
+        rows = self._parts.ledger.usage(
+            principal.team_id,
+            groups,
+            start,
+            end,
+            key_id="" if is_operator else principal.key_id,
+            deployments=principal.deployments if is_operator else None,
+        )
         return sorted(rows, key=_place_of_row)
 
     def _remembered(self, asked: tuple[str, ...]) -> list[schema.UsageRow] | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -111,12 +112,19 @@ def make_row(
 
 
 def refuse_unknown_query(inquiry: Inquiry, allowed: frozenset[str]) -> None:
-    """A mistyped `dry_run` must not do the thing for real."""
-    for name in inquiry.query:
+    """A mistyped `dry_run`, or one without its value, must not do the thing for real."""
+    text = inquiry.scope.get("query_string", b"").decode("latin-1")
+    for name, value in parse_qsl(text, keep_blank_values=True, max_num_fields=50):
         if name not in allowed:
             known = ", ".join(sorted(allowed)) or "none"
             raise errors.InvalidInput(
                 f"unknown query parameter {name[:80]!r}", hint=f"known: {known}", param=name[:80]
+            )
+        if not value:
+            raise errors.InvalidInput(
+                f"the query parameter {name!r} has no value",
+                hint=f"e.g. {name}=true, or leave it out",
+                param=name,
             )
 
 

@@ -32,6 +32,8 @@ from wherry.doors.sse import format_event
 
 HIDDEN = "***"
 """What is shown, and may be sent back, instead of a secret."""
+MAX_DEPLOYMENTS_PER_TEAM = 1_000
+"""Stopped ones too: the controller looks at all of them again and again."""
 MAX_LOG_LINES = 5_000
 MAX_WINDOW_SECONDS = 31 * 86_400
 MAX_POINTS = 1_000
@@ -199,6 +201,7 @@ class DeploymentsPart:
         def change() -> list[schema.Change]:
             team_id = principal.team_id
             kept = {each.spec.name: each.spec for each in self._parts.deployments.load(team_id)}
+            _check_count({*kept, *(spec.name for spec in request.deployments)}, len(kept))
             specs = [_keep_secrets(spec, kept.get(spec.name)) for spec in request.deployments]
             return self._parts.deployments.apply(team_id, specs, dry_run=request.dry_run)
 
@@ -350,6 +353,15 @@ def _keep_secrets(
             param="secrets",
         )
     return msgspec.structs.replace(spec, secrets=secrets)
+
+
+def _check_count(names: set[str], before: int) -> None:
+    if len(names) > max(MAX_DEPLOYMENTS_PER_TEAM, before):
+        raise errors.Conflict(
+            f"the team would have {len(names)} deployments, at most {MAX_DEPLOYMENTS_PER_TEAM} "
+            "are allowed",
+            hint="first remove some: wherry undeploy NAME",
+        )
 
 
 def _place_of_worker(worker: schema.WorkerInfo) -> list[str]:

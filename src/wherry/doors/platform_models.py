@@ -236,6 +236,7 @@ class ModelsPart:
             description=request.description,
             licence=request.licence,
             alias=request.alias,
+            may_name_servers=may_name_servers(inquiry.principal),
         )
         return await self._submit(inquiry, work, dry_run=request.dry_run)
 
@@ -363,7 +364,13 @@ def plan_pull(principal: Principal, request: schema.PullRequest) -> PullWork:
         name=request.name or name_from(reference),
         task=request.task,
         sha256=request.sha256,
+        may_name_servers=may_name_servers(principal),
     )
+
+
+def may_name_servers(principal: Principal) -> bool:
+    """Whether a key may publish a model that deployments would send their secrets to."""
+    return "operate" in principal.scopes and principal.deployments is None
 
 
 def name_from(reference: Reference) -> str:

@@ -20,6 +20,7 @@ from wherry.storage.database import Database, read_revisions
 
 MAX_STREAMS = 500
 """Of one gateway."""
+MAX_STREAMS_PER_TEAM = 250
 MAX_STREAMS_PER_KEY = 50
 HEARTBEAT_SECONDS = 15.0
 CHECK_SECONDS = 0.5

@@ -54,13 +54,16 @@ class Exchange:
         "deadline",
         "deployment",
         "door",
+        "executions",
         "has_begun",
         "is_done",
         "link",
         "number",
         "outcome",
+        "pinned",
         "principal",
         "queue",
+        "size",
         "started_at",
         "usage",
         "version",
@@ -77,15 +80,19 @@ class Exchange:
         principal: Principal,
         door: str,
         deployment: DeploymentRoute,
+        pinned: str = "",
         settle: Callable[[Exchange, Callable[[Exception | None], None]], None],
     ) -> None:
         self.number = number
         self.call = call
         self.body = body
+        self.size = len(body)
         self.deadline = deadline
         self.principal = principal
         self.door = door
         self.deployment = deployment
+        self.pinned = pinned
+        """The version the client asked for; no other may answer."""
         self.version: VersionRoute | None = None
         self.queue: VersionQueue | None = None
         self.link: WorkerLink | None = None
@@ -94,6 +101,9 @@ class Exchange:
         self.started_at = 0.0
         self.was_started = False
         self.attempts = 0
+        """Times it was sent."""
+        self.executions = 0
+        """Times a worker began it."""
         self.has_begun = False
         self.is_done = False
         self.code = ""
@@ -105,19 +115,13 @@ class Exchange:
         self._chunks: deque[bytes | memoryview] = deque()
         self._unread_bytes = 0
 
-    @property
-    def size(self) -> int:
-        """Bytes of the body."""
-        return len(self.body)
-
     # ------------------------------------------------------------------ how it ends
 
     def finish(self, outcome: Outcome, body: bytes | memoryview) -> None:
         """The worker answered (for a stream: `body` is its closing event)."""
         if self.is_done:
             return
-        self.is_done = True
-        self.code = "ok"
+        self._end("ok")
         self.outcome = outcome
         self.usage = outcome.usage
 
@@ -135,11 +139,16 @@ class Exchange:
         """It ends with an error."""
         if self.is_done:
             return
-        self.is_done = True
-        self.code = error.code
+        self._end(error.code)
         if usage is not None:
             self.usage = usage
         self._settle(self, lambda _: self._reject(error))
+
+    def _end(self, code: str) -> None:
+        self.is_done = True
+        self.code = code
+        # it may stay in a queue's heap or among a worker's requests for a while
+        self.body = b""
 
     def add_chunk(self, chunk: memoryview) -> bool:
         """More of a stream; False if the client reads too slowly."""
@@ -172,10 +181,6 @@ class Exchange:
         answer = await self._future
         assert answer is not None
         return answer
-
-    def on_done(self, callback: Callable[[], None]) -> None:
-        """Call back when something can be read."""
-        self._future.add_done_callback(lambda _: callback())
 
     async def first(self) -> None:
         """Wait until a stream has something to read; an error before that is raised."""

@@ -13,7 +13,7 @@ import msgspec
 
 from wherry import errors, frames
 from wherry.frames import Connection, Failure, Frame, Kind, Outcome
-from wherry.gateway.exchange import Exchange
+from wherry.gateway.exchange import MAX_UNREAD_BYTES, Exchange
 from wherry.gateway.route import WorkerRoute
 from wherry.telemetry import get_logger
 
@@ -25,8 +25,6 @@ decode_started = msgspec.msgpack.Decoder(list[int]).decode
 decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 decode_failure = msgspec.msgpack.Decoder(Failure).decode
 decode_pong = msgspec.msgpack.Decoder(frames.Pong).decode
-
-DRAINING = "draining"
 
 
 class WorkerLink:
@@ -73,6 +71,9 @@ class WorkerLink:
             log.warning("worker not reachable", worker=self.route.id, error=str(error))
             self._on_lost(self, [])
             return
+        except asyncio.CancelledError:
+            connected.close()
+            raise
         self._connection = Connection(connected, self._on_frame, self._on_close)
         hello = frames.Hello(frames.VERSION, self._gateway, self._nonce)
         self._connection.send(Kind.HELLO, header=hello)
@@ -116,7 +117,10 @@ class WorkerLink:
     def retire(self) -> None:
         """Send nothing more; close when what is in flight has ended."""
         self.is_retired = True
-        self._close_if_retired()
+        if self._connection is None:
+            self._connecting.cancel()
+        else:
+            self._close_if_retired()
 
     def close(self) -> None:
         """Close now."""
@@ -143,12 +147,13 @@ class WorkerLink:
                 self._begin(exchange)
                 if not exchange.add_chunk(frame.payload):
                     self.cancel(exchange)
-                    exchange.fail(errors.Cancelled("the client reads too slowly"))
+                    exchange.fail(_too_slow())
         elif kind == Kind.RESULT or kind == Kind.END:
+            outcome = decode_outcome(frame.header)  # first: if it is garbled, it has no end yet
             exchange = self._take(frame.request_id)
             if exchange is not None:
                 self._begin(exchange)
-                exchange.finish(decode_outcome(frame.header), frame.payload)
+                exchange.finish(outcome, frame.payload)
         elif kind == Kind.STARTED:
             for number in decode_started(frame.header):
                 exchange = self._outstanding.get(number)
@@ -185,9 +190,11 @@ class WorkerLink:
         exchange = self._take(frame.request_id)
         if exchange is None:
             return
-        if failure.code == DRAINING and not exchange.is_done:
-            # not executed there: the queue gives it to another
-            self._on_lost_requests([exchange])
+        if failure.code == frames.DRAINING:
+            self.retire()
+            if not exchange.is_done:
+                # not executed there: the queue gives it to another
+                self._on_lost_requests([exchange])
             return
         error = errors.from_code(
             failure.code, failure.message, failure.hint, failure.retry_after_seconds
@@ -200,7 +207,9 @@ class WorkerLink:
         lost[0].queue.take_back(lost)
 
     def _begin(self, exchange: Exchange) -> None:
-        exchange.was_started = True
+        if not exchange.was_started:
+            exchange.was_started = True
+            exchange.executions += 1
         if not exchange.started_at:
             exchange.started_at = time.monotonic()
 
@@ -224,3 +233,10 @@ class WorkerLink:
         self._outstanding_bytes = 0
         self.is_ready = False
         self._on_lost(self, lost)
+
+
+def _too_slow() -> errors.TooLarge:
+    return errors.TooLarge(
+        f"the client reads too slowly: {MAX_UNREAD_BYTES >> 20} MiB of the stream wait for it",
+        hint="read faster, or ask for less at once",
+    )

@@ -73,7 +73,7 @@ class Gateway:
             raise not_ready(deployment)
         route = choose_version(deployment, inbound.version or version, inbound.principal.key_id)
         self._refuse_if_impatient(inbound, deployment, route)
-        exchange = self._admit(inbound, deployment, route)
+        exchange = self._admit(inbound, deployment, route, inbound.version or version)
         try:
             self._queue(deployment, route).put(exchange)
         except errors.WherryError as refusal:
@@ -92,7 +92,7 @@ class Gateway:
         exchange.fail(errors.Cancelled("the client went away"))
 
     def _admit(
-        self, inbound: Inbound, deployment: DeploymentRoute, route: VersionRoute
+        self, inbound: Inbound, deployment: DeploymentRoute, route: VersionRoute, pinned: str
     ) -> Exchange:
         admission = self.settler.reserve(inbound.principal, inbound.tokens_bound)
         try:
@@ -119,6 +119,7 @@ class Gateway:
             principal=inbound.principal,
             door=inbound.door,
             deployment=deployment,
+            pinned=pinned,
             settle=self._settle,
         )
         exchange.version = route
@@ -141,7 +142,7 @@ class Gateway:
         if slot is not None:
             slot.discard(exchange)
         if exchange.queue is not None:
-            exchange.queue.note_answer()
+            exchange.queue.note_end(exchange)
         self.settler.settle(exchange, kept)
 
     # ------------------------------------------------------------------ routes and queues
@@ -157,13 +158,16 @@ class Gateway:
         for deployment, route in wanted.values():
             self._queue(deployment, route).update(deployment, route)
         for key in [key for key in self._queues if key not in wanted]:
-            self._queues.pop(key).close(self._move)
+            self._queues.pop(key).close()
+        self._wake_what_is_waited_for()
 
     def _queue(self, deployment: DeploymentRoute, route: VersionRoute) -> VersionQueue:
         key = _queue_key(deployment, route)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = VersionQueue(deployment, route, self.name)
+            queue = self._queues[key] = VersionQueue(
+                deployment, route, self.name, self._move
+            )
         return queue
 
     def _move(self, exchanges: list[Exchange]) -> None:
@@ -174,11 +178,17 @@ class Gateway:
             try:
                 if now is None or not now.is_servable:
                     raise not_ready(now or old)
-                route = choose_version(now, "", exchange.principal.key_id)
+                route = choose_version(now, exchange.pinned, exchange.principal.key_id)
                 exchange.version, exchange.call.version = route, str(route.number)
                 self._queue(now, route).put(exchange)
             except errors.WherryError as refusal:
                 exchange.fail(refusal)
+
+    def _wake_what_is_waited_for(self) -> None:
+        """A model may be unloaded while a request for it is on its way; a wake may be lost."""
+        for queue in self._queues.values():
+            if queue.waiting and not queue.version.workers:
+                self._wake(queue.deployment)
 
     # ------------------------------------------------------------------ time
 
@@ -191,6 +201,7 @@ class Gateway:
             now = time.monotonic()
             if now >= next_ping:
                 next_ping = now + PING_SECONDS
+                self._wake_what_is_waited_for()
                 for queue in self._queues.values():
                     for link in queue.links.values():
                         link.ping()
@@ -240,8 +251,13 @@ class Gateway:
         return loads
 
     def close(self) -> None:
-        """End all links; what is in flight fails."""
+        """End all links; what is in flight fails, and is recorded."""
+        for exchange in [each for slot in self._wheel.values() for each in slot]:
+            exchange.fail(
+                errors.Unavailable("the gateway is stopping", hint="repeat in a moment")
+            )
         for queue in self._queues.values():
+            queue.is_closed = True
             for link in list(queue.links.values()):
                 link.close()
 

@@ -13,14 +13,19 @@ from typing import Any
 import msgspec
 
 from wherry.client import schema
-from wherry.errors import NotFound, QuotaExceeded
+from wherry.errors import NotFound, QuotaExceeded, TooLarge
 from wherry.jobs import store
 from wherry.jobs.store import Connection, Row
 from wherry.jobs.work import Failed, Kind, Work, decode_work, kind_of
+from wherry.models.bundle import MANIFEST
 from wherry.storage.database import Database, add_event, new_id
 
 MAX_ACTIVE_PER_TEAM = 200
 MAX_FINISHED = 20_000
+MAX_FINISHED_PER_TEAM = 2_000
+"""So that no team pushes another's out of the list."""
+MAX_REQUEST_BYTES = 1 << 20
+"""Of one job; the queue holds those of all unfinished jobs in memory."""
 MAX_ATTEMPTS = 5
 """Starts of one job before it is blamed for the server's restarts."""
 MAX_TEXT_CHARACTERS = 2_000
@@ -59,15 +64,22 @@ class Jobs:
         """Queue a job.
 
         Raises:
+            TooLarge: the request has more parameters, labels or options than a job can keep.
             QuotaExceeded: the team has too many unfinished ones.
         """
+        request = encode(work).decode()
+        if len(request) > MAX_REQUEST_BYTES:
+            raise TooLarge(
+                f"the request is larger than {MAX_REQUEST_BYTES} bytes",
+                hint=f"put labels, options and sample into the upload's {MANIFEST}",
+            )
         job_id = new_id("job")
         fields = {
             "id": job_id,
             "team_id": team_id,
             "kind": kind_of(work),
             "state": "queued",
-            "request": encode(work).decode(),
+            "request": request,
             "created_at": time.time(),
         }
         with self._database.write() as connection:
@@ -77,6 +89,7 @@ class Jobs:
                     hint="wait for some, or cancel them: wherry jobs",
                     retry_after_seconds=10.0,
                 )
+            store.delete_finished(connection, MAX_FINISHED_PER_TEAM, team_id)
             store.insert_job(connection, fields)
             _announce(connection, team_id, job_id, "queued", kind_of(work))
             row = store.find_job(connection, job_id)
@@ -234,6 +247,7 @@ def _finish(
         "state": state,
         "finished_at": time.time(),
         "result": encode(told).decode(),
+        "request": "{}",  # nobody asks for it any more, and it may be long
         "error": failure.message[:MAX_TEXT_CHARACTERS] if failure else "",
         "hint": failure.hint[:MAX_TEXT_CHARACTERS] if failure else "",
     }

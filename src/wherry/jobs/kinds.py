@@ -59,6 +59,7 @@ class Workshop(msgspec.Struct, kw_only=True):
             run_folder=self.run_folder,
             tell=self.tell,
             check_current=self.check_current,
+            may_name_servers=self.order.work.may_name_servers,
         )
         return publisher.publish(self.order.team_id, name, files, wish, alias=alias)
 

@@ -121,7 +121,7 @@ def _spawn(order: RunnerOrder, reports: socket.socket, scratch: Path) -> subproc
         write.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(payload) * 2 + 4096)
         write.sendall(payload)
         write.shutdown(socket.SHUT_WR)
-        command = [sys.executable, "-m", "wherry.jobs.runner"]
+        command = [sys.executable, *SAFE_PATH, "-m", "wherry.jobs.runner"]
         command += ["--order-fd", str(read.fileno()), "--report-fd", str(reports.fileno())]
         return subprocess.Popen(
             command,

@@ -48,6 +48,7 @@ class Publisher:
         run_folder: short and private, for the trial's sockets.
         tell: hears how far it is.
         check_current: raises if the job may not go on (cancelled, or another attempt runs).
+        may_name_servers: whether the model may be one that asks another server.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Publisher:
         run_folder: Path,
         tell: Tell,
         check_current: Callable[[], None],
+        may_name_servers: bool = False,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -66,6 +68,7 @@ class Publisher:
         self._run_folder = run_folder
         self._tell = tell
         self._check_current = check_current
+        self._may_name_servers = may_name_servers
 
     def publish(
         self,
@@ -100,11 +103,7 @@ class Publisher:
         )
         if wish.sample:
             manifest = msgspec.structs.replace(manifest, sample=wish.sample)
-        if manifest.runtime in CODE_RUNTIMES and not settings.allow_code:
-            raise errors.CodeNotAllowed(
-                f"the runtime {manifest.runtime!r} runs the model's own code",
-                hint="the operator may set WHERRY_ALLOW_CODE=1",
-            )
+        self._check_runtime(manifest)
         manifest = with_signature(manifest)
         bundle = self._copy(files, manifest)
         environment = self._ensure_environment(manifest)
@@ -130,6 +129,19 @@ class Publisher:
             alias=alias,
         )
         return {"model": version.model, "version": version.number, "digest": version.digest}
+
+    def _check_runtime(self, manifest: Manifest) -> None:
+        if manifest.runtime in CODE_RUNTIMES and not self._settings.allow_code:
+            raise errors.CodeNotAllowed(
+                f"the runtime {manifest.runtime!r} runs the model's own code",
+                hint="the operator may set WHERRY_ALLOW_CODE=1",
+            )
+        if manifest.runtime == "upstream" and not self._may_name_servers:
+            # deployments follow the newest version, and their secrets would go where it says
+            raise errors.NotPermitted(
+                "a model that asks another server may be given a deployment's secrets",
+                hint="let a key with the scopes publish and operate, for all deployments, make it",
+            )
 
     def _copy(self, files: Path, manifest: Manifest) -> Path:
         """The files that become part of the version, and no others, with their manifest."""

@@ -77,13 +77,13 @@ def request_cancel(connection: Connection, job_id: str) -> None:
         bump_revision(connection, REVISION)
 
 
-def delete_finished(connection: Connection, keep: int) -> int:
-    """Forget the oldest finished jobs beyond `keep`; how many."""
-    newest = (
-        select(jobs.c.id).where(jobs.c.state.not_in(ACTIVE)).order_by(jobs.c.id.desc()).limit(keep)
-    )
-    old = delete(jobs).where(jobs.c.state.not_in(ACTIVE), jobs.c.id.not_in(newest))
-    return connection.execute(old).rowcount
+def delete_finished(connection: Connection, keep: int, team_id: str | None = None) -> int:
+    """Forget the oldest finished jobs beyond `keep`, of all teams or of one; how many."""
+    where = [jobs.c.state.not_in(ACTIVE), *([jobs.c.team_id == team_id] if team_id else [])]
+    newest_of_the_old = (
+        select(jobs.c.id).where(*where).order_by(jobs.c.id.desc()).offset(keep).limit(1)
+    ).scalar_subquery()
+    return connection.execute(delete(jobs).where(*where, jobs.c.id <= newest_of_the_old)).rowcount
 
 
 def read_revision(connection: Connection) -> int:

@@ -29,6 +29,7 @@ from wherry.frames import Call, Connection, Failure, Frame, Kind
 from wherry.jobs.samples import make_sample, resize_sample
 from wherry.models.bundle import Manifest
 from wherry.settings import Settings, worker_environment
+from wherry.telemetry.log import escape_controls
 from wherry.worker.spec import Report, WorkerSpec
 
 LOAD_SECONDS = 900.0
@@ -93,7 +94,7 @@ class Output:
         """Text of the model's without names of the server's folders."""
         for folder in (str(self._bundle), sys.prefix, sys.base_prefix, str(Path.home())):
             text = text.replace(f"{folder}/", "").replace(folder, "…")
-        return " ".join(text.split())[:MAX_REASON_CHARACTERS]
+        return escape_controls(" ".join(text.split()))[:MAX_REASON_CHARACTERS]
 
 
 def try_model(

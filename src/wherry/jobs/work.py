@@ -12,7 +12,14 @@ from wherry.settings import Settings
 Kind = Literal["pull", "import", "train"]
 
 
-class PullWork(msgspec.Struct, frozen=True, kw_only=True, tag="pull", tag_field="kind"):
+class AnyWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What all kinds of work have."""
+
+    may_name_servers: bool = False
+    """Whether who asked may choose the server that a deployment's secrets are sent to."""
+
+
+class PullWork(AnyWork, frozen=True, kw_only=True, tag="pull", tag_field="kind"):
     """Get a model from the catalogue or a source."""
 
     source: str
@@ -23,7 +30,7 @@ class PullWork(msgspec.Struct, frozen=True, kw_only=True, tag="pull", tag_field=
     """Import string of the recipe that makes this entry of the catalogue, if one does."""
 
 
-class ImportWork(msgspec.Struct, frozen=True, kw_only=True, tag="import", tag_field="kind"):
+class ImportWork(AnyWork, frozen=True, kw_only=True, tag="import", tag_field="kind"):
     """Make a version of an upload."""
 
     upload: str
@@ -37,7 +44,7 @@ class ImportWork(msgspec.Struct, frozen=True, kw_only=True, tag="import", tag_fi
     alias: str | None = None
 
 
-class TrainWork(msgspec.Struct, frozen=True, kw_only=True, tag="train", tag_field="kind"):
+class TrainWork(AnyWork, frozen=True, kw_only=True, tag="train", tag_field="kind"):
     """Run a recipe."""
 
     recipe: str

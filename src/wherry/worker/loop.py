@@ -33,7 +33,6 @@ CREDIT_BYTES = 4 << 20
 HELLO_BYTES = 4 << 10
 HELLO_SECONDS = 3.0
 """Who has not proved within this time who it is, is no gateway."""
-DRAINING = "draining"
 
 decode_call = msgspec.msgpack.Decoder(Call).decode
 decode_hello = msgspec.msgpack.Decoder(frames.Hello).decode
@@ -210,7 +209,7 @@ class Worker:
     def accept(self, work: Work, body: memoryview) -> None:
         """Decode and prepare a request, then let it wait for its turn."""
         if self.draining:
-            self.fail(work, Failure(DRAINING, "the worker is stopping"))
+            self.fail(work, Failure(frames.DRAINING, "the worker is stopping"))
         elif len(body) <= INLINE_BYTES:
             self._admit(work, *_attempt(lambda: self._understand(work, body)))
         else:
@@ -437,8 +436,7 @@ class Worker:
         self._check_drained()
         await self._drained.wait()
         await asyncio.sleep(0)  # let the last frames leave
-        for peer in list(self.peers):
-            peer.connection.close_when_sent()
+        await asyncio.gather(*(peer.connection.close_when_sent() for peer in self.peers))
 
     def _check_drained(self) -> None:
         if not any(peer.works for peer in self.peers):

@@ -214,9 +214,7 @@ class Registry:
         """Let an alias point to a version; `ModelNotFound` if there is no such version."""
         check_alias(alias)
         with self._database.write() as connection:
-            model = _find_model(connection, team_id, name)
-            if store.find_version(connection, model.id, number=number) is None:
-                raise _no_version(connection, model, f"version {number}")
+            model, _ = _find_version(connection, team_id, f"{name}@{number}")
             store.set_alias(connection, model.id, alias, number)
             data = {"alias": alias, "version": number}
             _announce(connection, team_id, name, "alias set", data)

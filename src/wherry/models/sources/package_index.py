@@ -157,7 +157,10 @@ def parse_json(text: str, base: str) -> Iterator[IndexFile]:
             digest = str((each.get("hashes") or {}).get("sha256", ""))
             yield IndexFile(str(each["filename"]), urljoin(base, str(each["url"])), digest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unavailable(f"the index answered with a page that cannot be read: {base}") from error
+        place = urlparse(base).hostname  # the whole URL may hold the operator's password
+        raise Unavailable(
+            f"the index {place!r} answered with a page that cannot be read"
+        ) from error
 
 
 def parse_html(text: str, base: str) -> Iterator[IndexFile]:

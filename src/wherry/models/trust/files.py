@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -84,8 +84,8 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def list_paths(folder: Path) -> Iterator[str]:
-    """Relative paths of all files, sorted.
+def list_paths(folder: Path | str, prefix: str = "") -> Iterator[str]:
+    """Relative paths of all files, sorted, each after `prefix`.
 
     Raises:
         InvalidInput: something is neither a file nor a folder, such as a symbolic link.
@@ -93,10 +93,9 @@ def list_paths(folder: Path) -> Iterator[str]:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            for path in list_paths(folder / entry.name):
-                yield str(PurePosixPath(entry.name, path))
+            yield from list_paths(entry.path, f"{prefix}{entry.name}/")
         elif entry.is_file(follow_symlinks=False):
-            yield entry.name
+            yield prefix + entry.name
         else:
             raise InvalidInput(
                 f"{entry.name!r} is a link or a special file",

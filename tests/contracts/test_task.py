@@ -1,0 +1,155 @@
+"""What every task must do: what it declares, takes and gives must agree, in all its forms."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wherry.errors import InvalidInput
+from wherry.frames import Usage
+from wherry.models.tasks.catalog import BUILT_IN, find_task
+from wherry.models.tasks.classification import Classification
+from wherry.models.tasks.generation import Generation
+from wherry.models.tasks.tabular import RegressionOutput, TableOutput
+from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
+from wherry.models.tasks.tensor import TensorOutput
+from wherry.models.tasks.text import Embedding
+
+LABELS = ("calm", "rough")
+
+
+def spec(name: str, datatype: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, datatype, shape)
+
+
+class Case:
+    def __init__(self, config: TaskConfig, plain: Any, tensors: Any, outputs: list[Any]) -> None:
+        self.config = config
+        self.plain = plain
+        self.tensors = tensors
+        self.outputs = outputs
+
+
+def texts(*items: str) -> dict[str, np.ndarray]:
+    return {"text": np.array([item.encode() for item in items], dtype=object)}
+
+
+SCORES = [np.array([0.2, 0.8], np.float32), np.array([0.7, 0.3], np.float32)]
+TABLE = Signature(
+    (spec("input", "FP32", -1, 2),),
+    (spec("label", "BYTES", -1), spec("class", "INT64", -1), spec("probabilities", "FP32", -1, 2)),
+)
+CASES: dict[str, Case] = {
+    "tensor": Case(
+        TaskConfig(signature=Signature((spec("X", "FP32", -1, 2),), (spec("Y", "FP32", -1, 2),))),
+        {"X": [[1.0, 2.0]]},
+        {"X": np.ones((2, 2), np.float32)},
+        [TensorOutput(tensors={"Y": np.ones((2, 2), np.float32)})],
+    ),
+    "tabular-classification": Case(
+        TaskConfig(labels=LABELS, signature=TABLE),
+        {"row": [1.0, 2.0]},
+        {"input": np.ones((2, 2), np.float32)},
+        [TableOutput(classes=np.array([1, 0]), probabilities=np.array(SCORES), labels=LABELS)],
+    ),
+    "tabular-regression": Case(
+        TaskConfig(
+            signature=Signature((spec("input", "FP32", -1, 2),), (spec("value", "FP32", -1),))
+        ),
+        {"row": [1.0, 2.0]},
+        {"input": np.ones((2, 2), np.float32)},
+        [RegressionOutput(values=np.array([1.5, 2.5], np.float32))],
+    ),
+    "text-classification": Case(
+        TaskConfig(labels=LABELS),
+        {"text": "a calm day"},
+        texts("a calm day", "a storm"),
+        [Classification(labels=LABELS, scores=each) for each in SCORES],
+    ),
+    "feature-extraction": Case(
+        TaskConfig(options={"dimensions": 2}),
+        {"text": "a boat"},
+        texts("a boat", "a ship"),
+        [Embedding(vector=each) for each in SCORES],
+    ),
+    "text-generation": Case(
+        TaskConfig(),
+        {"text": "hello"},
+        texts("hello", "you"),
+        [Generation(text="a"), Generation(text="b")],
+    ),
+    "image-classification": Case(
+        TaskConfig(labels=LABELS, options={"image_size": [2, 2], "image_mode": "L"}),
+        {"image": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [Classification(labels=LABELS, scores=each) for each in SCORES],
+    ),
+}
+
+
+@pytest.fixture(params=sorted(BUILT_IN))
+def case(request: pytest.FixtureRequest) -> tuple[Any, Case]:
+    return find_task(request.param), CASES[request.param]
+
+
+def test_outputs_as_tensors_are_what_the_signature_declares(case):
+    task, given = case
+    declared = task.signature(given.config)
+    tensors = task.to_tensors(given.outputs, given.config)
+    assert list(tensors) == [each.name for each in declared.outputs]
+    for each in declared.outputs:
+        array = tensors[each.name]
+        kind = "O" if each.datatype == "BYTES" else np.dtype(type_by_datatype[each.datatype])
+        assert array.dtype == kind, each
+        assert len(array.shape) == len(each.shape)
+        for size, wanted in zip(array.shape, each.shape, strict=True):
+            assert wanted in (-1, size)
+        assert array.shape[0] == 2, "a row for every row"
+
+
+def test_tensors_of_the_declared_form_are_accepted(case):
+    task, given = case
+    items = task.from_tensors(given.tensors, given.config)
+    assert len(items) in (1, 2)
+
+
+def test_missing_unknown_and_empty_tensors_are_refused(case):
+    task, given = case
+    some = next(iter(given.tensors.values()))
+    for wrong in ({}, {"nonsense": some}, {**given.tensors, "nonsense": some}):
+        with pytest.raises(InvalidInput):
+            task.from_tensors(wrong, given.config)
+
+
+def test_the_plain_form_is_one_json_object_in_and_one_out(case):
+    task, given = case
+    assert task.from_plain(given.plain, given.config) is not None
+    answer = task.to_plain(given.outputs[0], given.config)
+    assert json.loads(json.dumps(answer)) == answer
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"nonsense": 1}, {"text": 5}, {"text": None}, {"image": "!"}, {"row": "x"}, {"X": {}}],
+    ids=str,
+)
+def test_a_wrong_plain_object_is_refused_in_words(case, wrong):
+    task, given = case
+    with pytest.raises(InvalidInput) as refused:
+        task.from_plain(wrong, given.config)
+    assert refused.value.message
+
+
+def test_classes_carry_their_label_and_confidence():
+    for name in ("text-classification", "image-classification"):
+        answer = find_task(name).to_plain(CASES[name].outputs[0], CASES[name].config)
+        assert (answer["label"], answer["prediction"]) == ("rough", "rough")
+        assert answer["confidence"] == pytest.approx(0.8)
+
+
+def test_every_output_starts_with_no_cost():
+    for given in CASES.values():
+        assert all(output.usage == Usage() for output in given.outputs)
