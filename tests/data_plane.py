@@ -120,10 +120,11 @@ class DataPlane:
             routes, (), (),
         )  # fmt: skip
         fields: dict[str, Any] = {
-            "state": "ready", "cause": "", "retry_after_seconds": 1.0, "versions": (version,),
+            "name": "model", "state": "ready", "cause": "", "retry_after_seconds": 1.0,
+            "versions": (version,),
         }  # fmt: skip
         deployment = DeploymentRoute(
-            team_id="team-1", team="default", name="model", created_at=0.0, **(fields | changes)
+            team_id="team-1", team="default", created_at=0.0, **(fields | changes)
         )
         self.gateway.replace_routes(Snapshot(self._epoch, (deployment,)))
 

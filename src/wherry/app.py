@@ -54,6 +54,7 @@ RUN_PREFIX = "wherry-run-"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 20
+ROUTES_SECONDS = 10
 
 
 # ------------------------------------------------------------------------------ main process
@@ -115,8 +116,8 @@ class Server:
             folder / "secrets", settings.admin_key or None
         )
         control_address = self._run_folder / "control.sock"
-        self._build(control_address)
         supervisor = Supervisor(settings, self._listener, str(control_address))
+        self._build(control_address, supervisor)
         tasks = [
             loop.create_task(work)
             for work in (
@@ -144,11 +145,11 @@ class Server:
             await self._controller.close()
             await self._placement.close()
             self._hub.close()
-            await asyncio.to_thread(self._ledger.ingest)
+            await self._try("ingest the journal", self._ledger.ingest)
             self._database.close()
         return 0
 
-    def _build(self, control_address: Path) -> None:
+    def _build(self, control_address: Path, supervisor: Supervisor) -> None:
         settings, folder = self._settings, self._settings.folder
         blobs = LocalBlobs(folder / "blobs")
         blobs.sweep_temporary()
@@ -179,6 +180,7 @@ class Server:
             on_change=self._controller.wake_up,
             on_nudge=self._nudge,
             on_wake=self._controller.wake,
+            on_silent=supervisor.end_hung,
             ask=self._answer,
         )
         self._controller.hub = self._hub
@@ -197,18 +199,21 @@ class Server:
     async def _ingest_for_ever(self) -> None:
         while True:
             await asyncio.sleep(INGEST_SECONDS)
-            try:
-                await asyncio.to_thread(self._ledger.ingest)
-            except errors.WherryError as error:
-                log.warning("the ledger waits", error=error.message)
+            await self._try("ingest the journal", self._ledger.ingest)
 
     async def _clean_for_ever(self) -> None:
         while True:
-            try:
-                await asyncio.to_thread(self._registry.clean_up)
-            except errors.WherryError as error:
-                log.warning("cannot clean up", error=error.message)
+            await self._try("clean up", self._registry.clean_up)
             await asyncio.sleep(CLEAN_SECONDS)
+
+    async def _try(self, what: str, work: Callable[[], object]) -> None:
+        """Do in a thread what is tried again later: its failure must not end the server."""
+        try:
+            await asyncio.to_thread(work)
+        except errors.WherryError as error:
+            log.warning("cannot do it now", what=what, error=error.message)
+        except Exception:
+            log.exception("cannot do it now", what=what)
 
     async def _collect_metrics(self) -> None:
         known: set[str] = set()
@@ -524,6 +529,10 @@ class GatewayProcess:
                 self._report_for_ever(),
             )
         ]
+        # before that every deployment would be unknown; connections wait in the socket's backlog
+        routes = loop.create_task(self._uplink.has_routes.wait())
+        await asyncio.wait([routes], timeout=ROUTES_SECONDS)
+        routes.cancel()
         try:
             await make_http_server(config, self._platform.close).serve(sockets=[self._listener])
         finally:

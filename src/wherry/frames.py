@@ -388,6 +388,6 @@ class Connection:
     async def close_when_sent(self) -> None:
         """Close when the peer has taken everything that is queued, or has gone."""
         self._flush()
-        while self.unsent_bytes and not self.closed:
+        while self.unsent_bytes and not self.closed:  # noqa: ASYNC110 - once in a worker's life
             await asyncio.sleep(DRAIN_POLL_SECONDS)
         self.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,10 +101,23 @@ def load_settings(
     file = file or (Path(named) if named else None)
     merged = {**_from_file(file), **_from_environment(environment)}
     merged |= {name: value for name, value in (flags or {}).items() if value is not None}
+    known = {field.name for field in msgspec.structs.fields(Settings)}
+    for name in merged:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise InvalidInput(
+                f"{name!r} is no setting",
+                hint=f"did you mean {near[0]!r}?" if near else "wherry serve --help lists them",
+            )
     try:
         return msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"a setting is wrong: {error}", hint="see docs/settings.md") from error
+        what, _, place = str(error).partition(" - at `$.")
+        name = place.rstrip("`")
+        raise InvalidInput(
+            f"setting {name!r} (WHERRY_{name.upper()}) is wrong: {what}",
+            hint="wherry serve --help says what it takes",
+        ) from error
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:

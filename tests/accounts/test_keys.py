@@ -250,9 +250,25 @@ def test_a_revoked_admin_key_does_not_come_back(
     folder = tmp_path / "data" / "secrets"
     keys.ensure_bootstrap(folder, ADMIN_KEY)
     team = Teams(database).get_team("default")
-    keys.revoke_key(team.id, keys.list_keys(team.id)[0].id)
+    first = keys.list_keys(team.id)[0].id
+    keys.ensure_bootstrap(folder)
+    keys.revoke_key(team.id, first)
     with pytest.raises(Conflict):
         keys.ensure_bootstrap(folder, ADMIN_KEY)
+
+
+def test_the_last_admin_key_cannot_be_revoked(
+    database: Database, keys: Keys, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data" / "secrets"
+    keys.ensure_bootstrap(folder)
+    team = Teams(database).get_team("default")
+    (only,) = keys.list_keys(team.id)
+    for dry_run in (True, False):
+        with pytest.raises(Conflict, match="last admin key"):
+            keys.revoke_key(team.id, only.id, dry_run=dry_run)
+    keys.ensure_bootstrap(folder, ADMIN_KEY)
+    keys.revoke_key(team.id, only.id)
 
 
 def test_a_revoked_local_key_is_replaced_by_another(
@@ -261,10 +277,12 @@ def test_a_revoked_local_key_is_replaced_by_another(
     folder = tmp_path / "data" / "secrets"
     first = keys.ensure_bootstrap(folder)
     team = Teams(database).get_team("default")
-    keys.revoke_key(team.id, keys.list_keys(team.id)[0].id)
+    revoked = keys.list_keys(team.id)[0].id
+    keys.ensure_bootstrap(folder, ADMIN_KEY)
+    keys.revoke_key(team.id, revoked)
     second = keys.ensure_bootstrap(folder)
     assert second != first
-    assert [key.revoked_at is None for key in keys.list_keys(team.id)] == [True, False]
+    assert {key.id for key in keys.list_keys(team.id) if key.revoked_at is not None} == {revoked}
 
 
 def test_a_half_made_first_start_is_mended(keys: Keys, database: Database, tmp_path: Path) -> None:
@@ -320,3 +338,14 @@ def test_created_at_is_now(keys: Keys, admin: Principal) -> None:
     before = time.time()
     new = keys.create_key(admin.team_id, KeyRequest(name="k"), admin)
     assert before <= new.created_at <= time.time()
+
+
+@pytest.mark.parametrize("part", ["", "secrets"])
+def test_a_folder_that_everybody_may_change_holds_no_secrets(
+    keys: Keys, tmp_path: Path, part: str
+) -> None:
+    data = tmp_path / "data"
+    keys.ensure_bootstrap(data / "secrets")
+    (data / part).chmod(0o777)
+    with pytest.raises(Conflict, match="everybody"):
+        keys.ensure_bootstrap(data / "secrets")

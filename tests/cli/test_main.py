@@ -19,7 +19,7 @@ def test_an_error_is_a_line_and_a_hint(run: Run, twin: Twin):
     assert outcome == (
         1,
         "",
-        "error: no model 'nothing'\nhint: see the list of every model (request req_7)\n",
+        "error: no model 'nothing'\nhint: see the list of every model\n",
     )
 
 
@@ -60,7 +60,7 @@ def test_debug_shows_the_traceback(run: Run, twin: Twin):
 
 def test_a_text_from_outside_cannot_draw_on_the_terminal(run: Run, twin: Twin):
     twin.refusals = [errors.Conflict("one\x1b[2Jtwo\nthree")]
-    assert run("list").err == "error: one [2Jtwo three\nhint: request req_7\n"
+    assert run("list").err == "error: one [2Jtwo three\n"
 
 
 def test_a_reader_that_leaves_is_no_error(twin: Twin):

@@ -222,10 +222,17 @@ def test_events_continue_after_the_last_seen_one(client: Client, twin: Twin):
 # ------------------------------------------------------------------------------ errors
 
 
-def test_an_error_has_its_class_its_hint_and_the_request_id(client: Client):
+def test_an_error_has_its_class_and_its_hint(client: Client):
     with pytest.raises(errors.NotFound, match="no model 'nothing'") as caught:
         client.models.get("nothing")
-    assert caught.value.hint == "see the list of every model (request req_7)"
+    assert caught.value.hint == "see the list of every model"
+
+
+def test_a_fault_of_the_server_has_the_request_id_for_its_operator(client: Client, twin: Twin):
+    twin.refusals = [errors.Internal("an unexpected error")]
+    with pytest.raises(errors.Internal) as caught:
+        client.models.import_upload("none", "name")
+    assert caught.value.hint == "request req_7"
 
 
 def test_a_wrong_key_is_told(twin: Twin):

@@ -93,6 +93,7 @@ def test_arguments_come_before_variables_before_files(monkeypatch):
 def test_a_local_key_goes_to_no_other_server(monkeypatch):
     write_server(local_server(8123, key="wk-file"))
     assert find_address("http://example.org:8123").key == ""
+    assert find_address("http://127.example.org:8123").key == ""
     assert find_address("http://127.0.0.1:8124").key == ""
     assert find_address("http://localhost:8123").key == "wk-file"
     monkeypatch.setenv("WHERRY_URL", "http://127.0.0.1:8123")

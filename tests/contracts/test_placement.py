@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 from tests.data_plane import DataPlane, data_plane, write_model
+
+from wherry.worker.spec import FileEntry, WorkerSpec
 
 ECHO = """
 class Model:
@@ -129,6 +132,87 @@ def test_a_stranger_on_the_socket_gets_nothing(tmp_path: Path):
             await plane.call(1.0, timeout_seconds=0.5)
         plane.route(worker)
         assert await plane.call(1.0) == [1.0]
+
+    play(tmp_path, story)
+
+
+def test_a_bundle_of_very_many_files_is_no_obstacle(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        worker = await plane.start_worker(write_model(tmp_path / "bundle", ECHO))
+        files = tuple(FileEntry(f"folder/{index:06}", 1, "0" * 64) for index in range(20_000))
+        spec = msgspec.structs.replace(worker.spec, id="many", files=files)
+        await plane.wait_for(await plane.placement.place(spec), "ready")
+
+    play(tmp_path, story)
+
+
+def test_a_start_that_fails_leaves_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def story(plane: DataPlane) -> None:
+        worker = await plane.start_worker(write_model(tmp_path / "bundle", ECHO))
+        before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+        monkeypatch.setattr("sys.executable", "/nothing/here")
+        for number in range(5):
+            spec = msgspec.structs.replace(worker.spec, id=f"none-{number}")
+            with pytest.raises(OSError, match="nothing"):
+                await plane.placement.place(spec)
+        assert sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before
+        assert len(list(Path(worker.address).parent.iterdir())) == 1, "no socket is left either"
+
+    play(tmp_path, story)
+
+
+def test_what_a_worker_started_ends_with_it(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        pids = tmp_path / "pids"
+        source = f"""
+import pathlib, subprocess
+class Model:
+    def load(self, folder):
+        child = subprocess.Popen(["sleep", "60"])
+        pathlib.Path({str(pids)!r}).write_text(str(child.pid))
+    def predict(self, batch):
+        return batch
+"""
+        worker = await plane.start_worker(write_model(tmp_path / "bundle", source))
+        os.kill(worker.pid, signal.SIGKILL)
+        await plane.wait_for(worker, "exited")
+        for _ in range(100):
+            if not is_running(int(pids.read_text())):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("a child of the worker outlived it")
+
+    play(tmp_path, story)
+
+
+def test_a_worker_that_loads_stops_at_once(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        source = ECHO + "    def load(self, folder):\n        import time\n        time.sleep(60)\n"
+        loading = asyncio.ensure_future(
+            plane.start_worker(write_model(tmp_path / "bundle", source))
+        )
+        while not any(each.report and each.report.state == "loading" for each in plane.events):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        (worker,) = {each.id for each in plane.events}
+        begun = time.monotonic()
+        handle = await plane.placement.place(
+            WorkerSpec(id=worker, deployment="", model="", version=1, digest="", files=())
+        )
+        await plane.placement.remove(handle, 30)
+        assert time.monotonic() - begun < 2
+        loading.cancel()
+
+    play(tmp_path, story)
+
+
+def test_the_last_words_of_a_worker_are_kept_though_no_line_ends_them(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        source = ECHO + "    def load(self, folder):\n        print('last words', end='')\n"
+        worker = await plane.start_worker(write_model(tmp_path / "bundle", source))
+        await plane.placement.remove(worker, 5)
+        await plane.wait_for(worker, "exited")
+        assert b"".join(plane.output).endswith(b"last words\n")
 
     play(tmp_path, story)
 

@@ -12,14 +12,21 @@ from wherry.errors import DoesNotFit
 
 
 def test_traffic_moves_only_when_every_wanted_version_is_ready():
-    assert choose_routed(["new"], ["old"], {"old": 1}) == ["old"]
-    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1}) == ["old"]
-    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1, "b": 1}) == ["a", "b"]
+    assert choose_routed(["new"], ["old"], {"old": 1}, 1) == ["old"]
+    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1}, 1) == ["old"]
+    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1, "b": 1}, 1) == ["a", "b"]
+
+
+def test_an_old_version_is_left_only_for_as_many_workers_as_it_should_have():
+    assert choose_routed(["new"], ["old"], {"old": 3, "new": 2}, 3) == ["old"]
+    assert choose_routed(["new"], ["old"], {"old": 3, "new": 3}, 3) == ["new"]
+    assert choose_routed(["new"], ["old"], {"new": 1}, 3) == ["new"], "the old one has none left"
+    assert choose_routed(["a", "b"], ["b"], {"a": 1, "b": 3}, 3) == ["a", "b"]
 
 
 def test_requests_wait_for_the_wanted_version_when_nothing_is_ready():
-    assert choose_routed(["new"], ["old"], {}) == ["new"]
-    assert choose_routed(["new"], [], {}) == ["new"]
+    assert choose_routed(["new"], ["old"], {}, 1) == ["new"]
+    assert choose_routed(["new"], [], {}, 1) == ["new"]
 
 
 @pytest.mark.parametrize(

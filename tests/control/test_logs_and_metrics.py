@@ -95,3 +95,27 @@ def test_never_more_points_than_asked_for_and_no_request_lost(monkeypatch: pytes
     points = history.points("default/m", 3600, 7)
     assert len(points) <= 7
     assert sum(point.requests for point in points) == 50
+
+
+def test_a_flood_of_one_deployment_takes_no_lines_from_another(tmp_path: Path):
+    logs = WorkerLogs(tmp_path)
+    for _ in range(200):
+        logs.write(worker(), b"x" * 60_000 + b"\n")
+    logs.write(worker(deployment="default/quiet"), b"heard\n")
+    assert [line.text for line in read_lines(logs.path("default/quiet"), 10)] == ["heard"]
+
+
+def test_a_deleted_deployment_is_forgotten_and_made_again_counts_from_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(metrics_module, "INTERVAL_SECONDS", 0.0)
+    history = MetricsHistory()
+    history.take("gone", counts(3, 0))
+    history.forget("gone")
+    history.take("g", counts(10, 1))
+    history.tick()
+    history.take("g", msgspec.msgpack.encode(Registry().snapshot()))
+    history.tick()
+    history.take("g", counts(2, 0))
+    history.tick()
+    assert [point.requests for point in history.points("default/m", 3600, 10)] == [14, 0, 2]

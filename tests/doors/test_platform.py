@@ -614,3 +614,98 @@ def test_the_api_is_described(server: LiveServer) -> None:
     paths = server.http.get("/openapi.json").json()["paths"]
     assert paths[P + "/models:pull"]["post"]["x-permission"] == "publish"
     assert "/platform/v1/uploads/{id}/files/{path}" in paths
+
+
+@pytest.mark.parametrize("query", ["dry_run", "dry_run=", "dryrun", "dry_run=true&dryrun"])
+def test_a_parameter_without_a_value_does_nothing(
+    server: LiveServer, echo: str, query: str
+) -> None:
+    assert server.http.put(f"{P}/models/{echo}/aliases/kept", json={"version": 1}).is_success
+    answer = server.http.delete(f"{P}/models/{echo}/aliases/kept?{query}")
+    assert (answer.status_code, code_of(answer)) == (400, "invalid_input")
+    assert server.http.delete(f"{P}/models/{echo}/aliases/kept").is_success
+
+
+@pytest.mark.parametrize("number", [1 << 31, 1 << 63, 1 << 70])
+def test_an_alias_to_a_version_beyond_all_numbers_is_refused(
+    server: LiveServer, echo: str, number: int
+) -> None:
+    body = json.dumps({"version": number})
+    answer = server.http.put(f"{P}/models/{echo}/aliases/far", content=body)
+    assert answer.status_code == 404, answer.text
+
+
+def test_usage_of_other_deployments_is_not_for_a_key_of_one(
+    server: LiveServer, deployment: str
+) -> None:
+    server.http.post(f"/predict/{deployment}", json={"X": [1.0]})
+
+    def of(http: httpx.Client) -> set[str]:
+        rows = http.get(P + "/usage?by=deployment").json()["items"]
+        return {row["deployment"] for row in rows}
+
+    wait_for(lambda: deployment in of(server.http))
+    for scopes in (["operate"], ["admin"]):
+        made = make_key(server, scopes=scopes, deployments=["something-else"])
+        with client_of(server, made["secret"]) as http:
+            assert of(http) == set()
+    made = make_key(server, scopes=["operate"], deployments=[deployment])
+    with client_of(server, made["secret"]) as http:
+        assert of(http) == {deployment}
+
+
+def test_a_team_has_a_largest_number_of_deployments(server: LiveServer, echo: str) -> None:
+    def specs(start: int, count: int) -> dict[str, Any]:
+        numbers = range(start, start + count)
+        listed = [{"name": f"many-{n}", "model": echo, "stopped": True} for n in numbers]
+        return {"deployments": listed, "dry_run": True}
+
+    assert server.http.post(P + "/deployments:apply", json=specs(0, 900)).status_code == 200
+    answer = server.http.post(P + "/deployments:apply", json=specs(0, 1000))
+    assert (answer.status_code, code_of(answer)) == (409, "conflict")
+
+
+UPSTREAM = b"""
+task = "text-generation"
+runtime = "upstream"
+[options]
+base_url = "http://127.0.0.1:9/v1"
+model = "any"
+"""
+
+
+def test_only_who_may_operate_all_deployments_says_where_their_secrets_go(
+    server: LiveServer,
+) -> None:
+    """A deployment follows its model's newest version, and gives it the operator's secret."""
+
+    def publish(**rights: Any) -> Any:
+        made = make_key(server, **rights)
+        with client_of(server, made["secret"]) as http:
+            upload_id = upload(http, {"wherry.toml": UPSTREAM})
+            body = {"upload": upload_id, "name": "relay"}
+            return finished(http, http.post(P + "/models:import", json=body).json()["id"])
+
+    for rights in (
+        {"scopes": ["publish"]},
+        {"scopes": ["publish", "operate"], "deployments": ["mine"]},
+    ):
+        job = publish(**rights)
+        assert (job["state"], job["result"]) == ("failed", {"code": "not_permitted"})
+    assert publish(scopes=["publish", "operate"])["state"] == "succeeded"
+
+
+def test_models_follow_each_other_in_pages(server: LiveServer, echo: str) -> None:
+    for name in ("page-a", "page-b"):
+        import_echo(server.http, name)
+    seen: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        params = {"limit": "1", **({"cursor": cursor} if cursor else {})}
+        page = server.http.get(P + "/models", params=params).json()
+        assert len(page["items"]) == 1
+        seen += [each["name"] for each in page["items"]]
+        cursor = page["next"]
+    assert seen == sorted(seen)
+    assert {echo, "page-a", "page-b"} <= set(seen)
+    assert server.http.get(P + "/models?cursor=MQ==").status_code == 400

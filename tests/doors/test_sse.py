@@ -241,3 +241,25 @@ def test_a_head_request_gets_no_stream(database: Database) -> None:
             return streams.respond(Visitor(ADMIN, "HEAD").inquiry, silent).body
 
     assert asyncio.run(story()) == b""
+
+
+def test_one_team_cannot_hold_all_streams(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "MAX_STREAMS_PER_TEAM", 2)
+
+    async def story() -> None:
+        async with opened(database) as streams:
+            ours = [Principal(f"key_{n}", "team_a", "a", frozenset({"invoke"})) for n in range(3)]
+            bodies = [body_of(streams, Visitor(each), silent) for each in ours[:2]]
+            for body in bodies:
+                await anext(body)
+            with pytest.raises(errors.Overloaded):
+                streams.respond(Visitor(ours[2]).inquiry, silent)
+            other = Principal("key_x", "team_b", "b", frozenset({"invoke"}))
+            await anext(theirs := body_of(streams, Visitor(other), silent))
+            for body in (*bodies, theirs):
+                await body.aclose()
+            assert streams._by_key.total() == 0
+
+    asyncio.run(story())

@@ -40,6 +40,10 @@ def play(folder: Path, story: Story, **settings: Any) -> None:
     asyncio.run(run())
 
 
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 class HostileWorker:
     """A worker that knows its token and says what the test wants."""
 
@@ -144,14 +148,14 @@ def test_a_worker_that_leaves_before_it_was_reached_leaves_no_connection(tmp_pat
         assert await plane.call(1.0) == [2.0]
         plane.route()
         await asyncio.sleep(0.1)
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         for _ in range(5):
             plane.route(worker)
             plane.route()
             plane.route(worker, state="failing")
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.3)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert open_descriptors() <= before
 
     play(tmp_path, story)
 
@@ -291,5 +295,19 @@ def test_a_stream_that_is_read_too_slowly_says_so_at_its_end(tmp_path: Path):
             async for _ in exchange.chunks():
                 pass
         worker.close()
+
+    play(tmp_path, story)
+
+
+def test_a_deleted_deployment_leaves_no_counts_behind(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        worker = await plane.start_worker(write_model(tmp_path / "bundle", ECHO))
+        plane.route(worker)
+        await plane.call(1.0)
+        settler = plane.gateway.settler
+        assert settler.counts_of("default/model")[0] == 1
+        plane.route(worker, name="another")
+        assert settler.last_used == {}
+        assert settler.counts_of("default/model") == (0, 0, 0.0)
 
     play(tmp_path, story)

@@ -13,7 +13,7 @@ from wherry.client.schema import Progress
 from wherry.control.store import load_events
 from wherry.jobs import jobs as jobs_module
 from wherry.jobs import store
-from wherry.jobs.work import Failed, PullWork
+from wherry.jobs.work import Failed, PullWork, TrainWork
 
 WORK = PullWork(source="minilm", name="minilm")
 
@@ -164,3 +164,32 @@ def test_work_survives_its_row(site: Site) -> None:
     assert site.jobs.active()[0].work == PullWork(
         source="minilm", name="minilm", task="tensor", sha256="0" * 64
     )
+
+
+def test_a_job_too_large_to_be_kept_in_memory_is_refused(site: Site) -> None:
+    work = TrainWork(recipe="a:B", name="large", parameters={"x": "A" * (2 << 20)})
+    with pytest.raises(errors.TooLarge):
+        site.jobs.submit(site.team_id, work)
+    assert site.jobs.active() == []
+
+
+def test_what_a_finished_job_was_asked_is_not_kept(site: Site) -> None:
+    work = TrainWork(recipe="a:B", name="long", parameters={"x": "A" * 100_000})
+    job = site.jobs.submit(site.team_id, work)
+    site.jobs.cancel(site.team_id, job.id)
+    with site.database.read() as connection:
+        row = store.find_job(connection, job.id)
+    assert row is not None
+    assert len(row.request) < 100
+
+
+def test_a_team_pushes_no_other_out_of_the_list(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "MAX_FINISHED_PER_TEAM", 3)
+    theirs = site.jobs.submit(site.other_id, WORK)
+    site.jobs.cancel(site.other_id, theirs.id)
+    for _ in range(6):
+        site.jobs.cancel(site.team_id, site.jobs.submit(site.team_id, WORK).id)
+    assert len(site.jobs.page(site.team_id, "", 100)) == 4
+    assert site.jobs.find(site.other_id, theirs.id).state == "cancelled"

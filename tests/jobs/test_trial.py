@@ -180,3 +180,10 @@ def test_signatures_are_those_of_the_task_but_open_ones_stay_open() -> None:
     assert [spec.name for spec in text.signature.inputs] == ["text"]
     toml: Mapping[str, Any] = {"task": "tensor", "runtime": "x"}
     assert with_signature(Manifest(**toml)) == Manifest(**toml)
+
+
+def test_what_a_model_says_does_nothing_to_a_terminal(site: Site) -> None:
+    with pytest.raises(errors.ModelFailed) as caught:
+        attempt(site, 'raise ValueError("\\x1b[2Jboom\\x1b]0;mine\\x07")')
+    assert "boom" in caught.value.message
+    assert caught.value.message.isprintable()

@@ -132,6 +132,7 @@ class Keys:
 
         Raises:
             NotFound: the team has no such key.
+            Conflict: it is the team's last admin key, without which nobody could make another.
         """
         with self._database.write() as connection:
             row = store.find_key(connection, team_id, key_id)
@@ -139,6 +140,12 @@ class Keys:
                 raise NotFound(f"no key {key_id!r}", hint="`wherry keys list` shows them by id")
             key = _to_key(row)
             if key.revoked_at is None:
+                others = (_to_key(each) for each in store.list_keys(connection, team_id))
+                if _is_admin(key) and not any(_is_admin(each, key_id) for each in others):
+                    raise Conflict(
+                        "it is the last admin key of the team",
+                        hint="make another first: wherry keys create NAME --scope admin",
+                    )
                 key.revoked_at = time.time()
                 if not dry_run:
                     store.revoke_key(connection, key_id, key.revoked_at)
@@ -256,6 +263,13 @@ def _to_key(row: Any) -> Key:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
     )
+
+
+def _is_admin(key: Key, other_than: str = "") -> bool:
+    """Whether it is a key that can make keys now."""
+    if key.id == other_than or "admin" not in key.scopes or key.revoked_at is not None:
+        return False
+    return key.expires_at is None or key.expires_at > time.time()
 
 
 def _check_admin_key(admin_key: str) -> None:

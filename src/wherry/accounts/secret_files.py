@@ -83,7 +83,13 @@ def lock_folder(folder: Path) -> Generator[None]:
 
 
 def _create_private_folder(folder: Path) -> None:
+    """Make it; `Conflict` if others could put a file of theirs in the place of ours."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in (folder, folder.parent):
+        if stat.S_IMODE(each.stat().st_mode) & 0o002:
+            raise Conflict(
+                f"everybody on this machine may change {str(each)!r}", hint=f"chmod 700 {each}"
+            )
 
 
 def _write_temporary(path: Path, content: bytes) -> Path:

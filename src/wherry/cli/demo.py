@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from wherry.cli.output import note, print_error
+from wherry.cli.output import note, print_error, progress
 from wherry.client import Client
 from wherry.client.schema import Job
 from wherry.errors import Internal, WherryError
@@ -74,6 +75,7 @@ class Demo:
             with Client(url, key) as client:
                 begun = time.monotonic()
                 fleet, tour = Fleet(client), Tour(client)
+                note(f"bringing up {len(PLANS)} models at {url}: half a minute the first time\n")
                 fleet.begin()
                 tour.visit("iris")
                 note(f"the first answer came after {time.monotonic() - begun:.0f} s\n")
@@ -93,6 +95,8 @@ class Demo:
 
     def _print_how_to(self, url: str) -> None:
         note(f"docs        {url}/docs")
+        if shutil.which("wherry") is None:  # `make demo` runs us without activating anything
+            note(f"shell       source {os.path.relpath(sys.prefix)}/bin/activate")
         note('key         eval "$(wherry env)"      # sets WHERRY_API_KEY, OPENAI_API_KEY, …')
         note("curl        curl -s $OPENAI_BASE_URL/chat/completions \\")
         note('              -H "Authorization: Bearer $OPENAI_API_KEY" \\')
@@ -114,20 +118,22 @@ class Fleet:
         self._missing: list[Plan] = []
 
     def begin(self) -> None:
-        """Ask for all models that are missing, and serve the first."""
+        """Serve the first model; meanwhile ask for the others that are missing."""
         present = {each.name for each in self._client.deployments.list()}
         self._missing = [plan for plan in PLANS if plan.deployment not in present]
-        for plan in self._missing:
-            if plan.source:
-                self._jobs[plan.deployment] = self._client.models.pull(
-                    plan.source, name=plan.deployment, wait=False
-                )
-        first = PLANS[0].deployment
-        job = self._jobs.pop(first, None)
-        if job is not None:
-            self._client.jobs.wait(job.id)
-            self._client.deployments.deploy(first, wait=False)
-        self._client.deployments.wait(first, timeout=READY_SECONDS)
+        first = PLANS[0]
+        with progress(first.deployment) as report:
+            if first in self._missing:  # alone: an answer comes sooner so
+                self._client.models.pull(first.source, name=first.deployment, on_progress=report)
+                self._client.deployments.deploy(first.deployment, wait=False)
+            for plan in self._missing:
+                if plan is not first and plan.source:
+                    self._jobs[plan.deployment] = self._client.models.pull(
+                        plan.source, name=plan.deployment, wait=False
+                    )
+            self._client.deployments.wait(
+                first.deployment, timeout=READY_SECONDS, on_progress=report
+            )
 
     def bring_up(self) -> None:
         """Deploy each of the others as soon as its model is there, wait for all."""
@@ -260,6 +266,7 @@ class Tour:
         pieces = self._client.chat("chat", QUESTION, stream=True, max_tokens=60, temperature=0)
         text = "".join(pieces).strip().replace("\n", " ")
         yield f"            → {text}" if text else ""
+        yield "            (of 135 million parameters: it writes well and knows little)"
 
 
 def draw_seven(side: int = 28) -> list[list[float]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ from wherry.cli.output import (
     print_table,
     progress,
     show,
+    visible,
 )
 from wherry.client.schema import (
     ApplyAnswer,
@@ -259,9 +261,10 @@ def logs(
     with common.connect() as client:
         found = client.deployments.logs(name, lines=lines, follow=follow)
         if follow:
-            for line in found:
-                write = print_json_line if common.output == "json" else _print_log_line
-                write(line)
+            write = print_json_line if common.output == "json" else _print_log_line
+            with suppress(KeyboardInterrupt):  # which is how following ends
+                for line in found:
+                    write(line)
             return
         listed = list(found)
     show(common, listed, lambda: _print_log(listed))
@@ -276,7 +279,7 @@ def _print_log_line(line: LogLine) -> None:
     import datetime
 
     at = datetime.datetime.fromtimestamp(line.at).astimezone()
-    print(f"{at:%H:%M:%S} {line.worker} {line.text}", flush=True)
+    print(f"{at:%H:%M:%S} {line.worker} {visible(line.text)}", flush=True)
 
 
 # ------------------------------------------------------------------------------ apply

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -126,7 +127,10 @@ def revoke(key: str, /, *, dry_run: DryRun = False, common: Common = DEFAULT) ->
     """
     with common.connect() as client:
         revoked = client.keys.revoke(_find_key_id(client.keys.list(), key), dry_run=dry_run)
+        is_ours = client.transport.address.key.startswith(revoked.prefix)
     word = "would revoke" if dry_run else "revoked"
+    if is_ours:
+        note("it is the key in use here; a server without an admin key makes one when it starts")
     show(common, revoked, lambda: print(f"{word} {revoked.id} ({revoked.name})"))
 
 
@@ -176,22 +180,30 @@ def usage(
 
 
 def _read_key_names(client: Client) -> dict[str, str]:
-    """Key id → what people call it; empty for who may not see the keys."""
+    """Key id → what people call it, with the id where several have the name.
+
+    Empty for who may not see the keys.
+    """
     try:
-        return {key.id: key.name for key in client.keys.list()}
+        keys = client.keys.list()
     except errors.NotPermitted:
         return {}
+    counts = Counter(key.name for key in keys)
+    return {key.id: key.name if counts[key.name] == 1 else f"{key.name} ({key.id})" for key in keys}
+
+
+_NUMBERS = {
+    "requests": "REQUESTS",
+    "errors": "ERRORS",
+    "input_tokens": "TOKENS IN",
+    "output_tokens": "TOKENS OUT",
+    "rows": "ROWS",
+}
 
 
 def _print_usage(
     groups: list[Grouping], rows: list[UsageRow], key_names: Mapping[str, str]
 ) -> None:
-    numbers = ("requests", "errors", "input_tokens", "output_tokens", "rows")
-    columns = [name.upper().replace("_", " ") for name in (*groups, *numbers)]
-    lines = [[getattr(row, name) for name in (*groups, *numbers)] for row in rows]
-    if key_names:
-        at = groups.index("key")
-        columns.insert(at, "KEY NAME")
-        for line in lines:
-            line.insert(at, key_names.get(line[at], ""))
-    print_table(columns, lines)
+    columns = [*(name.upper() for name in groups), *_NUMBERS.values()]
+    lines = [[str(getattr(row, name)) for name in (*groups, *_NUMBERS)] for row in rows]
+    print_table(columns, [[key_names.get(cell, cell) for cell in line] for line in lines])

@@ -48,7 +48,7 @@ def print_json_line(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under their columns: fitted to a terminal, plain and uncut elsewhere."""
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["" if cell is None else visible(str(cell)) for cell in row] for row in rows]
     width = terminal_width()
     if width is None:
         _print_plain([list(columns), *texts])
@@ -102,7 +102,11 @@ def _count_fitting(widths: Sequence[int], width: int) -> int:
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print one thing, a line a field; empty ones are left out."""
-    shown = {name: str(value) for name, value in fields.items() if value not in (None, "", [], {})}
+    shown = {
+        name: visible(str(value))
+        for name, value in fields.items()
+        if value not in (None, "", [], {})
+    }
     indent = max((width_of(name) for name in shown), default=0) + len(GAP) + 1
     for name, text in shown.items():
         print_wrapped(pad(f"{name}:", indent) + text, indent)
@@ -165,6 +169,16 @@ def print_error(error: errors.WherryError | UsageError) -> None:
         note(f"hint: {one_line(error.hint)}")
 
 
+def visible(text: str) -> str:
+    """A text from outside with what would steer a terminal written out, by their code."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in "\n\t\u200d" else f"\\u{ord(each):04x}"
+        for each in text
+    )
+
+
 def one_line(text: str) -> str:
     """A text without line breaks and control characters."""
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
@@ -214,24 +228,36 @@ def _bar(title: str) -> Generator[Callable[[Progress], None]]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(BAR_COLUMNS),
         TextColumn("{task.fields[amount]}"),
     )
     started = time.monotonic()
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    room = max(console.width - BAR_COLUMNS - AMOUNT_COLUMNS, AMOUNT_COLUMNS)
+    with Bars(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(escape(title), total=None, amount="")
 
         def report(now: Progress) -> None:
             words = f"{title}: {now.stage}" if now.stage else title
             bars.update(
                 bar,
-                description=escape(one_line(words)),
+                description=escape(shorten(one_line(words), room)),
                 completed=now.done,
                 total=now.total or None,
                 amount=format_amount(now, time.monotonic() - started),
             )
 
         yield report
+
+
+BAR_COLUMNS = 20
+AMOUNT_COLUMNS = 36
+"""What `12.0 MB of 100.0 MB, 3.1 MB/s` and the spinner take."""
+
+
+def shorten(text: str, longest: int) -> str:
+    """A text cut to a length, with a sign that it was."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def format_amount(now: Progress, elapsed_seconds: float | None) -> str:

@@ -22,7 +22,9 @@ from wherry.cli.output import (
     print_json,
     print_table,
     progress,
+    shorten,
     show,
+    visible,
 )
 from wherry.client.schema import Deployment
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from wherry.client import Client
 
 CHAT_TASK = "text-generation"
+LONGEST_SAMPLE = 200
 FAREWELLS = ("/bye", "/exit", "/quit")
 
 
@@ -189,13 +192,9 @@ def read_input(prompt: str, sample: dict[str, Any]) -> dict[str, Any]:
             raise errors.InvalidInput(f"there is no file {prompt!r}", hint="give a picture's file")
         raise errors.InvalidInput(
             "this model does not take a text",
-            hint=f"its input looks like {_shorten(msgspec.json.encode(sample).decode())}",
+            hint=f"its input looks like {shorten(msgspec.json.encode(sample).decode(), LONGEST_SAMPLE)}",
         )
     return {"text": prompt}
-
-
-def _shorten(text: str, longest: int = 200) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _field_of(sample: dict[str, Any], usual: str) -> str:
@@ -258,7 +257,7 @@ class Chat:
                 self._deployment, self._messages, stream=True, **self._params
             ):
                 pieces.append(piece)
-                print(piece, end="", flush=True)
+                print(visible(piece), end="", flush=True)
         except errors.WherryError:
             self._messages.pop()
             raise
@@ -274,18 +273,21 @@ class Chat:
         self._messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def loop(self, read: Callable[[str], str] = input) -> None:
-        """Ask for questions until /bye or the end of the input."""
+        """Ask for questions until /bye or the end of the input; Ctrl-C stops an answer."""
         try:
             import readline as _  # noqa: F401  # gives `input` its history and keys
         except ImportError:
             pass
-        note(f"chat with {self._deployment}; /bye ends it")
+        note(f"chat with {self._deployment}: Ctrl-C stops an answer, /bye ends the chat")
         while True:
             try:
                 question = read(">>> ").strip()
             except EOFError:
                 note("")
                 return
+            except KeyboardInterrupt:  # often meant for an answer that has just ended
+                note("\n(/bye or Ctrl-D ends the chat)")
+                continue
             if question in FAREWELLS:
                 return
             if not question:

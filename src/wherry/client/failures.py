@@ -40,12 +40,12 @@ _kind_by_status: dict[int, type[errors.WherryError]] = {
 
 
 def read_error(reply: Reply) -> errors.WherryError:
-    """The error in an answer; the hint ends with the request id."""
+    """The error in an answer; of a fault of the server the hint ends with the request id."""
     body = _read_body(reply)
     message = str(body.get("message") or f"the server answered {reply.status}")
     hint = str(body.get("hint") or "")
     request_id = body.get("request_id") or reply.headers.get("x-request-id")
-    if request_id:
+    if request_id and reply.status >= 500:
         hint = f"{hint} (request {request_id})" if hint else f"request {request_id}"
     delay_seconds = read_retry_after(reply.headers)
     code = body.get("code")

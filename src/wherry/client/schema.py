@@ -237,8 +237,8 @@ class DeploymentSpec(Spec, frozen=True):
     limits: Limits = Limits()
     idle_seconds: Annotated[float, Meta(ge=0, le=10_000_000)] = 0.0
     """Unload after so long without a request and wake on the next; 0 = never."""
-    device: str = "cpu"
-    secrets: dict[str, str] = {}
+    device: Annotated[str, Meta(max_length=64)] = "cpu"
+    secrets: dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=4096)]] = {}
     """For `upstream`: `{"api_key": "env:WHERRY_SECRET_NAME"}`, a variable of the server."""
     stopped: bool = False
 

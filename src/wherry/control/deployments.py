@@ -58,6 +58,9 @@ class Deployments:
     ) -> list[Change]:
         """Make deployments as the specs say; all of them or, if one is wrong, none.
 
+        A bare model is pinned to its newest version now: a version that somebody makes later goes
+        live when it is deployed, not before. An alias stays an alias and is followed.
+
         Raises:
             InvalidInput, ModelNotFound, DoesNotFit: naming the deployment.
         """
@@ -66,6 +69,7 @@ class Deployments:
             raise errors.InvalidInput("a deployment is named twice")
         existing = {desired.spec.name: desired for desired in self.load(team_id)}
         changes: list[Change] = []
+        specs = [self._pin(team_id, spec) for spec in specs]
         for spec in specs:
             self._check(team_id, spec)
             before = existing.get(spec.name)
@@ -121,6 +125,21 @@ class Deployments:
                 store.save_spec(connection, team_id, spec)
                 add_event(connection, team_id, "deployments", spec.name, "changed")
 
+    def _pin(self, team_id: str, spec: DeploymentSpec) -> DeploymentSpec:
+        def pinned(model: str) -> str:
+            if "@" in model:
+                return model
+            return f"{model}@{self._registry.version(team_id, model).number}"
+
+        return msgspec.structs.replace(
+            spec,
+            model=pinned(spec.model) if spec.model is not None else None,
+            targets=[
+                msgspec.structs.replace(target, model=pinned(target.model))
+                for target in spec.targets
+            ],
+        )
+
     def _check(self, team_id: str, spec: DeploymentSpec) -> None:
         targets = targets_of(spec)
         if spec.replicas.max < max(1, spec.replicas.min):
@@ -141,13 +160,19 @@ class Deployments:
         """Refuse what could never run beside all that should run."""
         replaced = {spec.name for spec in changed}
         sums: list[tuple[str, int]] = []
+        others_mib = 0  # of other teams, whose names are theirs
         for desired in self.load():
             if desired.team_id == team_id and desired.spec.name in replaced:
                 continue
             try:
-                sums.append((desired.spec.name, self._memory_of(desired.team_id, desired.spec)))
+                need = self._memory_of(desired.team_id, desired.spec)
             except errors.NotFound:
                 continue  # its model was removed: it runs nothing
+            if desired.team_id == team_id:
+                sums.append((desired.spec.name, need))
+            else:
+                others_mib += need
+        sums.append(("other teams", others_mib))
         for spec in changed:
             need = self._memory_of(team_id, spec)
             self._budget.check(spec.name, need, sums)
@@ -198,7 +223,11 @@ def _compare(before: DeploymentSpec | None, after: DeploymentSpec) -> Change:
         if old.get(name) != new.get(name)
     }
     if before is None:
-        fields = {name: pair for name, pair in fields.items() if pair[1] not in (None, [], {}, 0)}
+        fields = {
+            name: pair
+            for name, pair in fields.items()
+            if pair[1] not in (None, [], {}, 0) or name.startswith("replicas.")
+        }
         return Change(deployment=after.name, action="create", fields=fields)
     return Change(deployment=after.name, action="update" if fields else "none", fields=fields)
 

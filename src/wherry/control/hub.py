@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_epoch = msgspec.msgpack.Decoder(int).decode
 decode_wake = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
+SILENT_SECONDS = 15.0
+"""Gateways report twice a second; one that says nothing for so long hangs."""
+
 Ask = Callable[[Question], Awaitable[Any]]
 
 
@@ -35,6 +39,7 @@ class GatewayLine:
         self.name = ""
         self.pid = 0
         self.acked_epoch = 0
+        self.heard_at = time.monotonic()
         self.load: LoadReport | None = None
         self.connection = Connection(connected, self._on_frame, self._on_close)
 
@@ -42,6 +47,7 @@ class GatewayLine:
         self._hub.forget(self)
 
     def _on_frame(self, frame: Frame) -> None:
+        self.heard_at = time.monotonic()
         if frame.kind == Kind.JOIN:
             join = decode_join(frame.header)
             self.name, self.pid = join.gateway, join.pid
@@ -69,6 +75,7 @@ class Hub:
         on_change: a gateway came, went or acknowledged.
         on_nudge: desired state has changed.
         on_wake: somebody waits for a deployment (team id, name).
+        on_silent: a gateway hangs (pid); its line is closed.
         ask: answers gateways' questions.
     """
 
@@ -79,15 +86,18 @@ class Hub:
         on_change: Callable[[], None],
         on_nudge: Callable[[], None],
         on_wake: Callable[[str, str], None],
+        on_silent: Callable[[int], None],
         ask: Ask,
     ) -> None:
         self.on_change = on_change
         self.on_nudge = on_nudge
         self.on_wake = on_wake
+        self.on_silent = on_silent
         self._ask = ask
         self.lines: set[GatewayLine] = set()
         self.first_acknowledgement = asyncio.Event()
         """Set once a gateway works by real routes: the server answers."""
+        self._looked_at = time.monotonic()
         self._snapshot = EMPTY
         self._answers: set[asyncio.Task[None]] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -114,6 +124,19 @@ class Hub:
         """A gateway is gone; its acknowledgement is not waited for any more."""
         self.lines.discard(line)
         self.on_change()
+
+    def drop_silent(self) -> None:
+        """Close the lines of gateways that hang, so that nothing waits for what they never do."""
+        now = time.monotonic()
+        was_paused = now - self._looked_at > SILENT_SECONDS / 2  # then their silence proves nothing
+        self._looked_at = now
+        for line in list(self.lines):
+            if was_paused:
+                line.heard_at = now
+            elif now - line.heard_at > SILENT_SECONDS:
+                log.warning("gateway hangs", gateway=line.name, pid=line.pid)
+                line.connection.close()
+                self.on_silent(line.pid)
 
     def broadcast(self, snapshot: Snapshot) -> None:
         """Send newer routes to all."""

@@ -14,7 +14,7 @@ from wherry.worker.spec import WorkerSpec
 FILE_BYTES = 4 << 20
 MAX_LINE_BYTES = 8 << 10
 MAX_BYTES_PER_SECOND = 1 << 20
-"""A model that floods its output loses lines rather than the disk."""
+"""A deployment that floods its output loses lines rather than the disk."""
 
 encode = msgspec.json.Encoder().encode
 decode_line = msgspec.json.Decoder(LogLine).decode
@@ -32,8 +32,7 @@ class WorkerLogs:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._partial: dict[str, bytes] = {}
         self._window = 0
-        self._written = 0
-        self._dropped = False
+        self._written: dict[Path, int] = {}
 
     def write(self, spec: WorkerSpec, data: bytes) -> None:
         """Keep what a worker printed."""
@@ -65,7 +64,7 @@ class WorkerLogs:
         return encode(LogLine(at=time.time(), worker=worker, text=text)) + b"\n"
 
     def _append(self, path: Path, data: bytes) -> None:
-        if not self._may_write(len(data)):
+        if not self._may_write(path, len(data)):
             return
         try:
             if path.exists() and path.stat().st_size > FILE_BYTES:
@@ -75,12 +74,12 @@ class WorkerLogs:
         except OSError:
             return  # a full disk must not stop the controller
 
-    def _may_write(self, size: int) -> bool:
+    def _may_write(self, path: Path, size: int) -> bool:
         window = int(time.monotonic())
         if window != self._window:
-            self._window, self._written = window, 0
-        self._written += size
-        return self._written <= MAX_BYTES_PER_SECOND
+            self._window, self._written = window, {}
+        self._written[path] = self._written.get(path, 0) + size
+        return self._written[path] <= MAX_BYTES_PER_SECOND
 
 
 def read_lines(path: Path, count: int) -> list[LogLine]:

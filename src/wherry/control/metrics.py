@@ -59,7 +59,10 @@ class MetricsHistory:
         if now < self._next_at:
             return
         self._next_at = now + INTERVAL_SECONDS
-        for name, totals in _by_deployment(self.total()).items():
+        found = _by_deployment(self.total())
+        for deleted in self._last.keys() - found.keys():
+            del self._last[deleted], self._points[deleted]
+        for name, totals in found.items():
             before = self._last.get(name, _Totals())
             self._last[name] = totals
             self._add_point(name, before, totals)
@@ -69,10 +72,11 @@ class MetricsHistory:
         buckets = [max(0.0, b - a) for a, b in zip(earlier, after.buckets, strict=False)]
         point = Point(
             at=time.time(),
-            requests=int(after.requests - before.requests),
-            errors=int(after.errors - before.errors),
-            input_tokens=int(after.input_tokens - before.input_tokens),
-            output_tokens=int(after.output_tokens - before.output_tokens),
+            # a deployment made again under its old name counts from nothing
+            requests=max(0, int(after.requests - before.requests)),
+            errors=max(0, int(after.errors - before.errors)),
+            input_tokens=max(0, int(after.input_tokens - before.input_tokens)),
+            output_tokens=max(0, int(after.output_tokens - before.output_tokens)),
         )
         points = self._points.setdefault(name, deque(maxlen=KEPT_POINTS))
         points.append((point, buckets, after.bounds))

@@ -1,8 +1,8 @@
 """Which workers a deployment should have, and which of them take traffic: pure decisions.
 
-Surge first: new versions load beside the old ones, traffic moves when each of them has a worker
-ready, then the old ones drain. Only where memory does not allow both is the old one stopped
-first; requests then wait in the gateways' queues.
+Surge first: new versions load beside the old ones, traffic moves when each of them has all its
+workers ready, then the old ones drain. Only where memory does not allow both are the old ones
+stopped first, one after another; requests may then wait in the gateways' queues.
 """
 
 from __future__ import annotations
@@ -56,17 +56,22 @@ class Wanted(msgspec.Struct, frozen=True):
         return f"{self.version.model}@{self.version.number}:{self.version.digest}"
 
 
-def choose_routed(wanted: list[str], routed: list[str], ready: dict[str, int]) -> list[str]:
+def choose_routed(
+    wanted: list[str], routed: list[str], ready: dict[str, int], target: int
+) -> list[str]:
     """Keys of the versions that take traffic now.
 
     Args:
         wanted: what the spec asks for.
         routed: what takes traffic so far.
         ready: ready workers by version.
+        target: workers that each wanted version should have. An old version is not left before
+            all of them are ready: the new one must carry the whole load.
     """
-    if all(ready.get(key) for key in wanted):
-        return wanted
     still = [key for key in routed if ready.get(key)]
+    needed = target if any(key not in wanted for key in still) else 1
+    if all(ready.get(key, 0) >= needed for key in wanted):
+        return wanted
     return still or wanted
 
 

@@ -11,6 +11,8 @@ from wherry.control.placement.placement import WorkerHandle
 from wherry.control.rollout import Failures, Wanted, count_replicas
 from wherry.control.store import Desired
 
+NO_TROUBLE: tuple[str, str] = ("", "")
+
 
 class Replica:
     """One worker that this controller placed."""
@@ -56,9 +58,9 @@ class Running:
         self.scaler = Autoscaler()
         self.last_used = time.monotonic()
         self.is_awake = desired.spec.replicas.min > 0
-        self.unresolved = ("", "")
+        self.unresolved = NO_TROUBLE
         """Cause and remedy, if the spec names what is not there."""
-        self.obstacle = ("", "")
+        self.obstacle = NO_TROUBLE
         """Cause and remedy, if the last turn could not place a worker."""
         self.remedy = ""
         """What the last worker that failed to load advised."""
@@ -116,24 +118,29 @@ class Running:
         cause, remedy = self._trouble()
         ready = self.ready_by_version()
         if any(ready.get(key) for key in self.routed):
-            return ("degraded", cause, remedy) if cause else ("ready", "", "")
+            cause, remedy = (cause, remedy) if cause else self.unresolved
+            if cause:
+                return "degraded", cause, remedy
+            wanted_keys = [each.key for each in self.wanted]
+            is_old_serving = any(ready.get(key) for key in self.routed if key not in wanted_keys)
+            is_complete = is_old_serving or all(ready.get(key) for key in wanted_keys)
+            return ("ready", "", "") if is_complete else ("starting", "loading", "")
         if cause:
             return "failing", cause, remedy
+        if self.unresolved[0]:  # what was meant before goes on, if there is such
+            return "degraded" if self.wanted else "failing", *self.unresolved
         if self.target == 0:
             return "idle", "unloaded; wakes on request", ""
         return "starting", "loading", ""
 
     def _trouble(self) -> tuple[str, str]:
-        """Why it has not all that it should have, if that is not only a matter of time."""
-        for cause, remedy in (self.unresolved, self.obstacle):
-            if cause:
-                return cause, remedy
-        if self.target == 0:
-            return "", ""
+        """Why workers are missing and do not come by themselves soon, and what mends it."""
+        if self.obstacle[0] or self.target == 0:
+            return self.obstacle
         ready, now = self.ready_by_version(), time.monotonic()
         for each in self.wanted:
             failures = self.failures_of(each.key)
             is_failing = failures.load_failures or now < failures.not_before
             if is_failing and ready.get(each.key, 0) < self.target:
                 return failures.cause, self.remedy or f"wherry logs {self.desired.spec.name}"
-        return "", ""
+        return NO_TROUBLE

@@ -56,12 +56,16 @@ class Supervisor:
         delay = RESTART_SECONDS
         while not self._is_stopping:
             begun = time.monotonic()
-            process = self._spawn(index)
-            self._processes[index] = process
-            status = await wait_for_exit(process)
-            if self._is_stopping:
-                return
-            log.warning("gateway ended, restarting", gateway=index, status=status)
+            try:
+                process = self._spawn(index)
+            except OSError as error:  # no memory, no process: it may pass
+                log.error("gateway cannot be started", gateway=index, error=str(error))
+            else:
+                self._processes[index] = process
+                status = await wait_for_exit(process)
+                if self._is_stopping:
+                    return
+                log.warning("gateway ended, restarting", gateway=index, status=status)
             stable = time.monotonic() - begun > STABLE_SECONDS
             delay = RESTART_SECONDS if stable else min(MAX_RESTART_SECONDS, delay * 2)
             await asyncio.sleep(delay)
@@ -81,6 +85,12 @@ class Supervisor:
                 env=current_environment(without_settings=True),
                 start_new_session=True,
             )
+
+    def end_hung(self, pid: int) -> None:
+        """End a gateway that does not answer the controller; another one follows."""
+        for process in self._processes.values():
+            if process.pid == pid:
+                send_signal(process, signal.SIGKILL)
 
     async def stop(self) -> None:
         """Let gateways finish what they have, then end them."""

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from wherry import errors
+from wherry.accounts.teams import DEFAULT_TEAM
 from wherry.doors.errors import render_platform
 from wherry.doors.openapi import describe_rows
 from wherry.doors.route import Inquiry, Permission, Response, Row, json_response
@@ -26,6 +27,24 @@ DOCS_HEADERS = {
     "cache-control": "no-cache",
 }
 STATIC_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css"}
+
+
+def only_team(snapshot: Snapshot, team: str) -> Snapshot:
+    """The series of one team's deployments."""
+    return Snapshot(
+        [
+            msgspec.structs.replace(
+                family,
+                series=[
+                    each
+                    for each in family.series
+                    if each.labels[:1] and each.labels[0].startswith(f"{team}/")
+                ],
+            )
+            for family in snapshot.families
+        ]
+    )
+
 
 decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 
@@ -96,6 +115,9 @@ class OperationsDoor:
             snapshot = decode_snapshot(await self._uplink.ask("counts"))
         except errors.Unavailable:
             snapshot = merge([self._registry.snapshot()])
+        team = inquiry.principal.team
+        if team != DEFAULT_TEAM:  # the team of the server's operator sees all
+            snapshot = only_team(snapshot, team)
         return Response(render_prometheus(snapshot), content_type=PROMETHEUS_CONTENT_TYPE)
 
     async def openapi(self, inquiry: Inquiry) -> Response:

@@ -8,6 +8,8 @@ import time
 from importlib.metadata import entry_points
 from typing import Any
 
+import msgspec
+
 from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.client import schema
@@ -20,9 +22,12 @@ from wherry.doors.platform_base import (
     number_of,
     page_of,
     read_body,
+    read_cursor,
     read_flag,
+    read_limit,
+    write_cursor,
 )
-from wherry.doors.route import Inquiry, Response, Row, json_response
+from wherry.doors.route import Inquiry, Response, Row, encode_json, json_response
 from wherry.jobs.recipes import check_parameters
 from wherry.jobs.work import ImportWork, PullWork, TrainWork, Work, kind_of
 from wherry.learning.recipes import catalog as recipes
@@ -37,6 +42,8 @@ PAGED = ("limit", "cursor")
 MODEL = "/models/{model}"
 VERSION = "/models/{model}/versions/{number}"
 ALIAS = "/models/{model}/aliases/{alias}"
+MAX_PAGE_BYTES = 8 << 20
+"""A page of models ends before it is larger: cards hold labels and texts of publishers."""
 MAX_CHECKS = 2
 """Processes that check a recipe's parameters at once."""
 
@@ -160,8 +167,7 @@ class ModelsPart:
     async def catalog(self, inquiry: Inquiry) -> Response:
         """The catalogue, with what fits into the memory that is free now."""
         team_id = inquiry.principal.team_id
-        models = await asyncio.to_thread(self._parts.registry.models, team_id)
-        installed = {each.latest.card.source for each in models if each.latest is not None}
+        installed = await asyncio.to_thread(self._parts.registry.sources, team_id)
         used = await self._memory_used(team_id)
         budget = self._parts.budget
         entries = describe_entries(installed, budget.limit_mib - sum(mib for _, mib in used))
@@ -186,9 +192,24 @@ class ModelsPart:
         return [*sorted(used.items()), *([("others", others)] if others > 0 else [])]
 
     async def models(self, inquiry: Inquiry) -> Response:
-        """The team's models by name."""
-        models = await asyncio.to_thread(self._parts.registry.models, inquiry.principal.team_id)
-        return page_of(inquiry, models, lambda model: model.name)
+        """The team's models by name; a page ends early where cards are long."""
+        after = read_cursor(inquiry) or ""
+        if not isinstance(after, str):
+            raise errors.InvalidInput("this cursor is none of ours", param="cursor")
+        team_id, limit = inquiry.principal.team_id, read_limit(inquiry)
+        return json_response(await asyncio.to_thread(self._page_of_models, team_id, after, limit))
+
+    def _page_of_models(self, team_id: str, after: str, limit: int) -> PageOf[msgspec.Raw]:
+        cards: list[msgspec.Raw] = []
+        size = 0
+        for model in self._parts.registry.each_model(team_id, after):
+            card = msgspec.Raw(encode_json(model))
+            size += len(card)
+            if len(cards) == limit or (cards and size > MAX_PAGE_BYTES):
+                return PageOf(cards, write_cursor(after))
+            cards.append(card)
+            after = model.name
+        return PageOf(cards)
 
     async def model(self, inquiry: Inquiry) -> Response:
         """One model."""

@@ -325,7 +325,7 @@ def _parse_query(text: bytes) -> dict[str, str]:
     from urllib.parse import parse_qsl
 
     try:
-        return dict(parse_qsl(text.decode("ascii"), max_num_fields=50))
+        return dict(parse_qsl(text.decode("ascii"), keep_blank_values=True, max_num_fields=50))
     except (ValueError, UnicodeDecodeError) as error:
         raise errors.InvalidInput("the query string is malformed") from error
 

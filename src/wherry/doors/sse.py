@@ -97,7 +97,8 @@ class Streams:
     def __init__(self, authenticator: Authenticator, database: Database) -> None:
         self._authenticator = authenticator
         self.revisions = Revisions(database)
-        self._by_key: Counter[str] = Counter()
+        self._by_key: Counter[tuple[str, str]] = Counter()
+        """By team and key."""
         self._closing = asyncio.Event()
 
     def respond(self, inquiry: Inquiry, produce: Produce) -> Response:
@@ -110,10 +111,12 @@ class Streams:
         """
         if inquiry.method == "HEAD":
             return Response(content_type="text/event-stream", headers=dict(HEADERS))
-        key_id = inquiry.principal.key_id
+        team_id, key_id = inquiry.principal.team_id, inquiry.principal.key_id
+        of_team = sum(count for (team, _), count in self._by_key.items() if team == team_id)
         if (
             self._by_key.total() >= MAX_STREAMS
-            or self._by_key[key_id] >= MAX_STREAMS_PER_KEY
+            or of_team >= MAX_STREAMS_PER_TEAM
+            or self._by_key[team_id, key_id] >= MAX_STREAMS_PER_KEY
             or self._closing.is_set()
         ):
             raise errors.Overloaded(
@@ -129,7 +132,8 @@ class Streams:
 
     async def _run(self, inquiry: Inquiry, produce: Produce) -> AsyncIterator[bytes]:
         principal = inquiry.principal
-        self._by_key[principal.key_id] += 1
+        place = (principal.team_id, principal.key_id)
+        self._by_key[place] += 1
         gone = asyncio.ensure_future(inquiry.wait_for_disconnect())
         closing = asyncio.ensure_future(self._closing.wait())
         next_beat = time.monotonic() + HEARTBEAT_SECONDS
@@ -151,9 +155,9 @@ class Streams:
         finally:
             gone.cancel()
             closing.cancel()
-            self._by_key[principal.key_id] -= 1
-            if self._by_key[principal.key_id] <= 0:
-                del self._by_key[principal.key_id]
+            self._by_key[place] -= 1
+            if self._by_key[place] <= 0:
+                del self._by_key[place]
 
     def _holds(self, principal: Principal) -> bool:
         return self._authenticator.is_current(principal)

@@ -160,14 +160,13 @@ class Gateway:
         for key in [key for key in self._queues if key not in wanted]:
             self._queues.pop(key).close()
         self._wake_what_is_waited_for()
+        self.settler.keep(frozenset(each.full_name for each in snapshot.deployments))
 
     def _queue(self, deployment: DeploymentRoute, route: VersionRoute) -> VersionQueue:
         key = _queue_key(deployment, route)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = VersionQueue(
-                deployment, route, self.name, self._move
-            )
+            queue = self._queues[key] = VersionQueue(deployment, route, self.name, self._move)
         return queue
 
     def _move(self, exchanges: list[Exchange]) -> None:
@@ -253,9 +252,7 @@ class Gateway:
     def close(self) -> None:
         """End all links; what is in flight fails, and is recorded."""
         for exchange in [each for slot in self._wheel.values() for each in slot]:
-            exchange.fail(
-                errors.Unavailable("the gateway is stopping", hint="repeat in a moment")
-            )
+            exchange.fail(errors.Unavailable("the gateway is stopping", hint="repeat in a moment"))
         for queue in self._queues.values():
             queue.is_closed = True
             for link in list(queue.links.values()):

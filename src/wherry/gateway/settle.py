@@ -85,6 +85,15 @@ class Settler:
         histogram = self._seconds.series.get((deployment,))
         return answered, failed, histogram.sum if histogram else 0.0
 
+    def keep(self, deployments: frozenset[str]) -> None:
+        """Forget the counts of all other deployments (`team/name`): they are deleted."""
+        for name in self.last_used.keys() - deployments:
+            del self.last_used[name]
+        families = (self._requests, self._seconds, self._queue_seconds, self._tokens)
+        for family in families:
+            for labels in [each for each in family.series if each[0] not in deployments]:
+                family.remove(*labels)
+
     def settle(self, exchange: Exchange, kept: Callable[[Exception | None], None]) -> None:
         """Account for an exchange that has ended; `kept` is called when its record is safe."""
         usage = exchange.usage

@@ -78,6 +78,8 @@ class Uplink:
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self.epoch = 0
+        self.has_routes = asyncio.Event()
+        """Set when the first snapshot has come."""
 
     async def run(self) -> None:
         """Connect, and again whenever the line breaks, until cancelled."""
@@ -92,12 +94,13 @@ class Uplink:
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
             self._closed.clear()
-            self._connection = Connection(connected, self._on_frame, self._on_close)
-            self._connection.send(Kind.JOIN, header=self._join)
+            connection = Connection(connected, self._on_frame, self._on_close)
+            self._connection = connection
+            connection.send(Kind.JOIN, header=self._join)
             try:
                 await self._closed.wait()
             finally:
-                self._connection.close()
+                connection.close()
 
     def _on_close(self) -> None:
         self._connection = None
@@ -113,6 +116,8 @@ class Uplink:
             self._on_snapshot(snapshot)
             self.epoch = snapshot.epoch
             self._send(Kind.ACK, header=snapshot.epoch)
+            if snapshot.epoch:
+                self.has_routes.set()
         elif frame.kind == Kind.ANSWER:
             future = self._asked.pop(frame.request_id, None)
             if future is not None and not future.done():

@@ -118,12 +118,12 @@ class Environments:
     def _build(self, folder: Path, requirements: Sequence[str], on_line: OnLine) -> None:
         on_line("making a virtual environment")
         has_pip = util.find_spec("pip") is not None
-        make = [sys.executable, "-m", "venv", *(["--without-pip"] if has_pip else [])]
+        make = [sys.executable, "-P", "-m", "venv", *(["--without-pip"] if has_pip else [])]
         _run([*make, str(folder)], on_line)
         python = str(folder / "bin" / "python")
-        pip = [sys.executable, "-m", "pip", "--python", python]
+        pip = [sys.executable, "-P", "-m", "pip", "--python", python]
         if not has_pip:
-            pip = [python, "-m", "pip"]
+            pip = [python, "-P", "-m", "pip"]
         options = ["--no-input", "--disable-pip-version-check", "--no-warn-script-location"]
         wanted = [*requirements, *_worker_requirements(requirements)]
         _run([*pip, "install", *options, "--", *wanted], on_line)

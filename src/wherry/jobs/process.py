@@ -121,7 +121,8 @@ def _spawn(order: RunnerOrder, reports: socket.socket, scratch: Path) -> subproc
         write.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(payload) * 2 + 4096)
         write.sendall(payload)
         write.shutdown(socket.SHUT_WR)
-        command = [sys.executable, *SAFE_PATH, "-m", "wherry.jobs.runner"]
+        # -P: modules come from where Wherry is installed, never from the folder we happen to be in
+        command = [sys.executable, "-P", "-m", "wherry.jobs.runner"]
         command += ["--order-fd", str(read.fileno()), "--report-fd", str(reports.fileno())]
         return subprocess.Popen(
             command,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry import errors
-from wherry.control.controller import describe_exit
+from wherry.control.placement.placement import describe_exit
 from wherry.control.store import trim_events
 from wherry.jobs.environments import Environments
 from wherry.jobs.jobs import JobRecord, Jobs

@@ -59,7 +59,7 @@ def check_parameters(path: str, values: Mapping[str, Any]) -> None:
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "wherry.jobs.recipes"],
+            [sys.executable, "-P", "-m", "wherry.jobs.recipes"],
             input=msgspec.json.encode(Check(path, dict(values))),
             capture_output=True,
             timeout=CHECK_SECONDS,

@@ -21,10 +21,9 @@ import msgspec
 import psutil
 
 from wherry import errors, frames
-from wherry.control.controller import describe_exit
 from wherry.control.memory import PROCESS_MIB, WEIGHT_FACTOR
 from wherry.control.placement.local import Folders, LocalPlacement
-from wherry.control.placement.placement import WorkerHandle
+from wherry.control.placement.placement import WorkerHandle, describe_exit
 from wherry.frames import Call, Connection, Failure, Frame, Kind
 from wherry.jobs.samples import make_sample, resize_sample
 from wherry.models.bundle import Manifest

@@ -65,8 +65,8 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
     reports.setblocking(False)
     # the other end closes only when the placement's process has ended: no orphans
     loop.add_reader(report_fd, lambda: _exit_if_orphaned(reports))
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    # a model may load for minutes, and nobody waits for what it would answer
+    loop.add_signal_handler(signal.SIGTERM, lambda: os._exit(0))
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
     begin = time.monotonic()
     send_report(reports, Report(state="loading"))
@@ -75,6 +75,8 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
         await worker.load()
     except Exception as error:  # noqa: BLE001 - any failure to load is told to the controller
         return report_failure(reports, error)
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
     gc.collect()
     gc.freeze()
     listener = socket.socket(fileno=listen_fd)

@@ -21,7 +21,7 @@ import msgspec
 from wherry import errors
 from wherry.models.trust.materialise import materialise
 from wherry.storage.blobs import LocalBlobs
-from wherry.worker.spec import LaunchOrder, Report, WorkerConfig
+from wherry.worker.spec import LaunchOrder, Report, WorkerConfig, leave_for_child
 
 PR_SET_PDEATHSIG = 1
 MAX_WRITTEN_FILE_BYTES = 1 << 30
@@ -48,7 +48,7 @@ def main() -> None:
         report = Report(state="failed", detail=f"{error.code}: {error.message}", hint=error.hint)
         reports.send(msgspec.json.encode(report) + b"\n")
         sys.exit(3)
-    config_fd = leave_config(WorkerConfig(spec=order.spec, bundle_folder=str(folder)))
+    config_fd = leave_for_child(WorkerConfig(spec=order.spec, bundle_folder=str(folder)))
     limit_resources()
     for descriptor in (arguments.listen_fd, arguments.report_fd, config_fd):
         os.set_inheritable(descriptor, True)
@@ -91,20 +91,6 @@ def find_python(order: LaunchOrder) -> str:
             hint="import the model again",
         )
     return str(python)
-
-
-def leave_config(config: WorkerConfig) -> int:
-    """A descriptor from which the worker reads its configuration; it has no name on any disk."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("wherry-worker", 0)
-    else:
-        import tempfile
-
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.write(descriptor, msgspec.msgpack.encode(config))
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def limit_resources() -> None:

@@ -362,15 +362,20 @@ class Worker:
             if error is not None or results is None:
                 self.fail(work, failure_of(error))
                 continue
-            result = results[position]
-            if isinstance(result, ItemError):
-                self.fail(work, Failure(result.code, result.message))
-                continue
-            work.outputs[index] = result
-            work.usage += result.usage
-            work.remaining -= 1
-            if work.remaining == 0:
-                self.succeed(work)
+            try:
+                self._take_result(work, index, results[position])
+            except Exception as fault:  # noqa: BLE001 - a runtime may give anything; others go on
+                self.fail(work, failure_of(fault))
+
+    def _take_result(self, work: Work, index: int, result: Any) -> None:
+        if isinstance(result, ItemError):
+            self.fail(work, Failure(result.code, result.message))
+            return
+        work.outputs[index] = result
+        work.usage += result.usage
+        work.remaining -= 1
+        if work.remaining == 0:
+            self.succeed(work)
 
     # ---------------------------------------------------------------------- streams
 

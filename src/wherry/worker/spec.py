@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Any, Literal
 
 import msgspec
@@ -80,3 +82,19 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     finished: int = 0
     calibration: dict[str, Any] = {}
     """What the runtime chose at load (threads, batch sizes), for `wherry show`."""
+
+
+def leave_for_child(message: msgspec.Struct) -> int:
+    """A descriptor from which a child reads a message; it has no name on any disk.
+
+    Not a pipe: those hold some kilobytes only, and whoever writes more waits for the reader.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("wherry-worker")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(msgspec.msgpack.encode(message))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -461,3 +461,26 @@ def test_a_link_in_the_folder_is_refused(tmp_path: Path):
     (tmp_path / "labels.txt").symlink_to("/etc/passwd")
     with pytest.raises(InvalidInput, match="link"):
         detect(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;mine\x07", "a\x9b31m", "gpj\u202e.exe"])
+@pytest.mark.parametrize("field", ["description", "licence", "good_at", "source", "labels"])
+def test_what_people_read_holds_no_codes_for_their_terminals(
+    tmp_path: Path, field: str, text: str
+) -> None:
+    manifest = {
+        "task": "tensor",
+        "runtime": "onnx",
+        "files": ("model.onnx",),
+        field: (text,) if field == "labels" else text,
+    }
+    toml = encode_manifest(Manifest(**manifest))
+    with pytest.raises(InvalidInput, match="control character"):
+        detect(fill(tmp_path, {"model.onnx": onnx_bytes(), MANIFEST: toml}))
+
+
+def test_a_description_is_no_book(tmp_path: Path) -> None:
+    folder = fill(tmp_path, {"model.onnx": onnx_bytes()})
+    assert detect(folder, description="line\n\tline, 说明 🙂").description
+    with pytest.raises(InvalidInput, match="description"):
+        detect(folder, description="a" * 20_001)

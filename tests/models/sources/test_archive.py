@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import struct
 import tarfile
 import tracemalloc
 import zipfile
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from wherry.errors import InvalidInput, NotFound
+from wherry.errors import FormatNotAllowed, InvalidInput, NotFound
+from wherry.models.registry.skops_schema import guess_task
 from wherry.models.sources.archive import extract, list_members
+from wherry.models.trust.archives import check_skops
 
 
 def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -174,3 +177,26 @@ def test_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         take(tmp_path, zip_of(*many), "f1")
     with pytest.raises(InvalidInput, match="over 10 members"):
         take(tmp_path, tar_of(*((member(name), data) for name, data in many)), "f1")
+
+
+def test_a_directory_without_end_is_not_read(tmp_path: Path) -> None:
+    """Its half a million names would take a hundred times the archive's memory."""
+    archive = tmp_path / "archive"
+    with archive.open("wb") as file:
+        file.write(b"PK\x03\x04" + bytes(26))
+        entry = b"PK\x01\x02" + bytes(42)
+        for _ in range(20):
+            file.write(entry * 20_000)
+        size = 20 * 20_000 * len(entry)
+        file.write(b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 65535, 65535, size, 30, 0))
+    tracemalloc.start()
+    try:
+        for look in (list_members, lambda path: extract(path, ("a",), tmp_path / "out")):
+            with pytest.raises(InvalidInput, match="directory"):
+                look(archive)
+        with pytest.raises(FormatNotAllowed):
+            check_skops(archive)
+        assert guess_task(archive) is None
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()

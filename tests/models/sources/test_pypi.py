@@ -15,6 +15,7 @@ from wherry.models.sources.catalog import fetch
 from wherry.models.sources.package_index import (
     IndexFile,
     choose_files,
+    parse_json,
     parse_pip_config,
     read_pip_settings,
 )
@@ -290,3 +291,10 @@ def test_a_real_package_of_the_machines_index(tmp_path: Path):
 def test_an_unknown_package_is_not_found(index: PackageIndex, pull: Puller):
     with pytest.raises(NotFound, match="nobody-has-this"):
         pull("pypi:nobody-has-this==1.0!/x")
+
+
+def test_the_operators_password_for_an_index_is_not_told() -> None:
+    with pytest.raises(Unavailable) as caught:
+        list(parse_json("<html>", "https://user:password@index.example/simple/x/"))
+    assert "index.example" in caught.value.message
+    assert "password" not in caught.value.message

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -274,3 +275,31 @@ def test_a_bundle_of_code_may_bring_any_file_once_code_is_allowed(tmp_path: Path
 def test_a_bundle_reads_nothing_outside_of_its_folder(tmp_path: Path, name: str):
     with pytest.raises(InvalidInput):
         check_bundle(tmp_path, [name])
+
+
+def test_a_tokenizer_of_brackets_takes_no_more_memory_than_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(b"[" + b"[]," * (4 << 20) + '"é🙂"]'.encode())
+    tracemalloc.start()
+    try:
+        assert check_format(file) == "json"
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", [b"[1, 2", b'{"a": }', b"[" * 100_000, b"", b'{"a": "\xff"}'])
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(text)
+    with pytest.raises(FormatNotAllowed):
+        check_format(file)
+
+
+def test_a_character_may_lie_across_two_pieces(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_bytes(b"a" * ((1 << 20) - 1) + "字".encode())
+    assert check_format(file) == "text"
+    file.write_bytes(b"a" * (1 << 20) + "字".encode()[:2])
+    with pytest.raises(FormatNotAllowed):
+        check_format(file)

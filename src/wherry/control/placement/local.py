@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from wherry.control.placement.placement import WorkerEvent, WorkerHandle
-from wherry.worker.spec import LaunchOrder, Report, WorkerSpec
+from wherry.worker.spec import LaunchOrder, Report, WorkerSpec, leave_for_child
 
 decode_report = msgspec.json.Decoder(Report).decode
 BACKLOG = 128
@@ -83,41 +84,37 @@ class LocalPlacement:
         if known is not None and known.handle.generation == spec.generation:
             return known.handle
         address = self._folders.run / f"{spec.id}.{spec.generation}.sock"
-        listener = _listen(address)
-        ours, theirs = socket.socketpair()
-        output_read, output_write = os.pipe()
-        order_fd = self._leave_order(spec)
-        try:
-            popen = self._spawn(listener, theirs, order_fd, output_write)
-        finally:
-            os.close(order_fd)
-            os.close(output_write)
-            theirs.close()
-            listener.close()
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            listener = theirs.enter_context(_listen(address))
+            ours.callback(address.unlink)
+            reports, report_end = socket.socketpair()
+            ours.callback(reports.close)
+            theirs.callback(report_end.close)
+            output, output_end = os.pipe()
+            ours.callback(os.close, output)
+            theirs.callback(os.close, output_end)
+            order_fd = leave_for_child(self._order(spec))
+            theirs.callback(os.close, order_fd)
+            popen = self._spawn(listener, report_end, order_fd, output_end)
+            ours.pop_all()  # kept, as there is a process to hear
         handle = WorkerHandle(spec.id, spec.generation, str(address), popen.pid, spec)
         process = _Process(handle, popen)
         self._processes[spec.id] = process
-        self._watch_reports(process, ours)
-        self._watch_output(process, output_read)
+        self._watch_reports(process, reports)
+        self._watch_output(process, output)
         self._watch_exit(process)
         self._emit(process, "starting")
         return handle
 
-    def _leave_order(self, spec: WorkerSpec) -> int:
+    def _order(self, spec: WorkerSpec) -> LaunchOrder:
         folders = self._folders
-        order = LaunchOrder(
+        return LaunchOrder(
             spec=spec,
             blobs_folder=str(folders.blobs),
             bundles_folder=str(folders.bundles),
             environments_folder=str(folders.environments),
             scratch_folder=str(folders.scratch),
         )
-        read, write = socket.socketpair()
-        payload = msgspec.msgpack.encode(order)
-        write.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(payload) * 2 + 4096)
-        write.sendall(payload)
-        write.close()
-        return read.detach()
 
     def _spawn(
         self, listener: socket.socket, reports: socket.socket, order_fd: int, output: int
@@ -185,6 +182,7 @@ class LocalPlacement:
             if data:
                 self._write_log(process.handle.spec, data)
             else:
+                self._write_log(process.handle.spec, b"\n")  # a last line may lack its end
                 self._loop.remove_reader(output)
                 os.close(output)
 
@@ -197,6 +195,8 @@ class LocalPlacement:
             def exited() -> None:
                 self._loop.remove_reader(pidfd)
                 os.close(pidfd)
+                # while its number is still its own: what it started ends with it
+                _signal_group(process.popen)
                 self._bury(process)
 
             self._loop.add_reader(pidfd, exited)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Protocol
 
@@ -31,6 +32,18 @@ class WorkerEvent(msgspec.Struct, frozen=True):
     report: Report | None = None
     status: int | None = None
     """Exit status; negative = killed by that signal."""
+
+
+def describe_exit(status: int | None) -> str:
+    """An exit status in words."""
+    if status is None:
+        return "it was lost"
+    if status >= 0:
+        return f"it exited with status {status}"
+    try:
+        return f"it was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"it was killed by signal {-status}"
 
 
 class Placement(Protocol):

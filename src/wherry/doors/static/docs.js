@@ -188,23 +188,26 @@ function writeCurl(method, path, body) {
   );
 }
 
-// JSON on one line; other text as it is.
-function squeeze(text) {
-  try {
-    return JSON.stringify(JSON.parse(text));
-  } catch {
-    return text;
-  }
-}
-
-// JSON with a line a field, its numbers as they were written; other text as it is.
-function format(text) {
+// The tokens of JSON, numbers as they were written; of other text, null.
+function readTokens(text) {
   try {
     JSON.parse(text);
   } catch {
-    return text;
+    return null;
   }
-  const tokens = text.match(/"(?:\\.|[^"\\])*"|[{}[\],:]|[^\s{}[\],:"]+/g) || [];
+  return text.match(/"(?:\\.|[^"\\])*"|[{}[\],:]|[^\s{}[\],:"]+/g);
+}
+
+// JSON on one line; other text as it is.
+function squeeze(text) {
+  const tokens = readTokens(text);
+  return tokens ? tokens.join("") : text;
+}
+
+// JSON with a line a field; other text as it is.
+function format(text) {
+  const tokens = readTokens(text);
+  if (!tokens) return text;
   const isBroken = []; // of each open bracket: whether its items have lines of their own
   const newLine = () => (isBroken.at(-1) ? `\n${"  ".repeat(isBroken.filter(Boolean).length)}` : "");
   return tokens.reduce((written, token, index) => {

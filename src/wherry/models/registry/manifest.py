@@ -21,7 +21,11 @@ from wherry.models.tasks.task import TensorSpec, type_by_datatype
 MAX_LABELS = 200_000
 MAX_LABEL_CHARACTERS = 500
 MAX_REQUIREMENTS = 200
+MAX_TEXT_CHARACTERS = 20_000
+MAX_LANGUAGES = 500
 MAX_MANIFEST_CHARACTERS = 4 << 20
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What would act on the terminal of whoever reads it, or turn its text around."""
 RUNTIME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 DATATYPES = {*type_by_datatype, "BYTES", "BF16", ""}
 
@@ -34,6 +38,7 @@ def check_manifest(manifest: Manifest, paths: Sequence[str]) -> None:
         )
     if not RUNTIME.fullmatch(manifest.runtime):
         raise InvalidInput(f"{manifest.runtime[:80]!r} is not the name of a runtime")
+    _check_words(manifest)
     _check_files(manifest, paths)
     _check_labels(manifest)
     _check_tensors(manifest.signature.inputs)
@@ -76,6 +81,29 @@ def check_requirements(manifest: Manifest) -> None:
         raise InvalidInput(f"over {MAX_REQUIREMENTS} requirements")
     for line in manifest.requirements:
         parse_requirement(line)
+
+
+def _check_words(manifest: Manifest) -> None:
+    """What people read is shown in lists and on terminals."""
+    for name in ("description", "licence", "source", "good_at", "bad_at"):
+        text: str = getattr(manifest, name)
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise InvalidInput(f"{name} is over {MAX_TEXT_CHARACTERS} characters", param=name)
+        _refuse_controls(text, name)
+    if len(manifest.languages) > MAX_LANGUAGES:
+        raise InvalidInput(f"over {MAX_LANGUAGES} languages", param="languages")
+    for name in ("languages", "labels"):
+        for text in getattr(manifest, name):
+            _refuse_controls(text, name)
+
+
+def _refuse_controls(text: str, name: str) -> None:
+    if found := CONTROLS.search(text):
+        raise InvalidInput(
+            f"{name} holds the control character U+{ord(found[0]):04X}",
+            hint="leave out codes for terminals and for the direction of text",
+            param=name,
+        )
 
 
 def _check_files(manifest: Manifest, paths: Sequence[str]) -> None:

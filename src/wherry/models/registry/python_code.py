@@ -14,7 +14,7 @@ from wherry.models.trust.files import open_regular
 CLASS_NAME = "Model"
 MAIN_FILE = "model.py"
 REQUIREMENTS = "requirements.txt"
-MAX_CODE_BYTES = 4 << 20
+MAX_CODE_BYTES = 1 << 20
 
 
 def find_entry(folder: Path, found: Sequence[str], options: Mapping[str, Any]) -> str | None:

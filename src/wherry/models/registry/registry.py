@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ CLEANER = "blobs"
 """Name of the lock that keeps removals and additions apart."""
 DAY_SECONDS = 86_400
 MAX_MODELS_A_PAGE = 1000
+MODELS_A_LOOK = 20
 
 decode_files = msgspec.json.Decoder(tuple[BundleFile, ...]).decode
 
@@ -73,6 +74,18 @@ class Registry:
         with self._database.read() as connection:
             rows = store.list_models(connection, team_id, after, min(limit, MAX_MODELS_A_PAGE))
             return describe_models(connection, rows)
+
+    def each_model(self, team_id: str, after: str = "") -> Iterator[schema.Model]:
+        """Models by name, from the one after `after`, a few in memory at once."""
+        while found := self.models(team_id, after=after, limit=MODELS_A_LOOK):
+            yield from found
+            after = found[-1].name
+
+    def sources(self, team_id: str) -> set[str]:
+        """Where the newest versions of the team's models came from."""
+        return {
+            each.latest.card.source for each in self.each_model(team_id) if each.latest is not None
+        }
 
     def model(self, team_id: str, name: str) -> schema.Model:
         """One model; `ModelNotFound` if the team has none of this name."""

@@ -7,7 +7,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-MAX_SCHEMA_BYTES = 64 << 20
+from wherry.models.trust.archives import open_bounded_zip
+
+MAX_SCHEMA_BYTES = 16 << 20
 TEXT_STEPS = frozenset({"TfidfVectorizer", "CountVectorizer", "HashingVectorizer"})
 REGRESSORS = frozenset(
     {
@@ -36,7 +38,7 @@ REGRESSORS = frozenset(
 def guess_task(path: Path) -> str | None:
     """A task's name, or None if the schema tells nothing; the importer may always say it."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, open_bounded_zip(file) as archive:
             if archive.getinfo("schema.json").file_size > MAX_SCHEMA_BYTES:
                 return None
             schema = json.loads(archive.read("schema.json"))

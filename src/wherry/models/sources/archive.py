@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from wherry.errors import InvalidInput, NotFound
+from wherry.models.trust.archives import open_bounded_zip
 from wherry.storage.blobs import CHUNK_BYTES, explain_full_disk
 
 MAX_MEMBERS = 50_000
@@ -53,7 +54,7 @@ def list_members(archive: Path) -> list[Member]:
     """Every plain file of an archive; links and the like are left out."""
     with _explain_damage(archive.name):
         if _is_zip(archive):
-            with zipfile.ZipFile(archive) as opened:
+            with archive.open("rb") as file, open_bounded_zip(file) as opened:
                 return [Member(m.filename, m.file_size) for m in opened.infolist() if _is_plain(m)]
         with _open_tar(archive) as opened:
             return [Member(m.name, m.size) for m in _tar_members(archive, opened) if m.isreg()]
@@ -88,7 +89,7 @@ def extract(archive: Path, inner: tuple[str, ...], target: Path, title: str = ""
 
 
 def _extract_zip(archive: Path, name: str, target: Path, title: str) -> None:
-    with zipfile.ZipFile(archive) as opened:
+    with archive.open("rb") as file, open_bounded_zip(file) as opened:
         members = opened.infolist()
         found = [member for member in members if member.filename == name]
         if len(members) > MAX_MEMBERS:

@@ -193,7 +193,7 @@ def _index(values: dict[str, str]) -> str:
 def _run_pip(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable, "-P", *arguments],
             capture_output=True,
             text=True,
             check=True,

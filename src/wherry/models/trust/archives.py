@@ -9,13 +9,15 @@ import stat
 import zipfile
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import safe_relative_path
 from wherry.models.trust.files import open_regular
 
 MAX_MEMBERS = 10_000
+MAX_DIRECTORY_BYTES = 16 << 20
+"""Of a ZIP file: half a million members at most, before they are counted."""
 MAX_UNPACKED_BYTES = 16 << 30
 MAX_EXPANSION = 100
 """Most bytes out of one compressed byte, once an archive unpacks to over 64 MiB."""
@@ -115,6 +117,39 @@ def check_expansion(name: str, packed: int, unpacked: int) -> None:
         raise FormatNotAllowed(f"{name!r} would unpack from {packed} to {unpacked} bytes")
 
 
+class BoundedReader:
+    """A file whose single reads are bounded: a ZIP file's directory is read in one of any size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Read; `BadZipFile` where that would be more than any directory needs."""
+        wanted = size if 0 <= size <= MAX_DIRECTORY_BYTES else MAX_DIRECTORY_BYTES + 1
+        data = self._file.read(wanted)
+        if len(data) > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile("its directory is too large")
+        return data
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        """As of any file."""
+        return self._file.seek(position, whence)
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        """As of any file."""
+        return True
+
+
+def open_bounded_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """Open a ZIP file without reading a directory of gigabytes; raises as `ZipFile` does."""
+    bounded: Any = BoundedReader(file)
+    return zipfile.ZipFile(bounded)
+
+
 def _open_zip(name: str, file: BufferedReader) -> zipfile.ZipFile:
     if file.read(4) != b"PK\x03\x04":
         raise FormatNotAllowed(
@@ -122,7 +157,7 @@ def _open_zip(name: str, file: BufferedReader) -> zipfile.ZipFile:
             hint="skops files are ZIP files: save the model with skops.io.dump",
         )
     try:
-        archive = zipfile.ZipFile(file)
+        archive = open_bounded_zip(file)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise FormatNotAllowed(f"{name!r} is a damaged ZIP file") from error
     if len(archive.infolist()) > MAX_MEMBERS:

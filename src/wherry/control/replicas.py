@@ -1,0 +1,299 @@
+"""The lives of workers: placed, heard, watched, drained, removed, buried."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from wherry import errors
+from wherry.control.logs import WorkerLogs
+from wherry.control.memory import MemoryBudget, memory_of
+from wherry.control.placement.local import LocalPlacement
+from wherry.control.placement.placement import WorkerEvent, describe_exit
+from wherry.control.rollout import Wanted
+from wherry.control.running import Replica, Running
+from wherry.storage.database import Database, add_event
+from wherry.telemetry import get_logger
+from wherry.worker.spec import FileEntry, WorkerSpec
+
+log = get_logger("control.replicas")
+
+DRAIN_SECONDS = 10.0
+"""What a worker gets to end beyond the deadline of its last request."""
+SILENT_SECONDS = 15.0
+LOAD_SECONDS = 900.0
+HANG_GRACE_SECONDS = 10.0
+PAUSE_SECONDS = 3.0
+
+
+class Replicas:
+    """All workers of all deployments. Its methods run on the controller's loop.
+
+    Args:
+        running: the deployments, shared with the controller.
+        database: where the ends of workers are told.
+        placement: where workers run.
+        budget: how much memory they may use.
+        logs: where their output goes.
+        runtime_options: the operator's settings that runtimes must know.
+        resolve_secret: the value behind a reference in a spec's secrets.
+        request_timeout_seconds: the longest a request may take where a spec does not say.
+        on_change: called when a worker became ready or ended.
+    """
+
+    def __init__(
+        self,
+        running: Mapping[str, Running],
+        *,
+        database: Database,
+        placement: LocalPlacement,
+        budget: MemoryBudget,
+        logs: WorkerLogs,
+        runtime_options: Mapping[str, Any],
+        resolve_secret: Callable[[str], str],
+        request_timeout_seconds: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._running = running
+        self._database = database
+        self._placement = placement
+        self._budget = budget
+        self._logs = logs
+        self._runtime_options = dict(runtime_options)
+        self._resolve_secret = resolve_secret
+        self._request_timeout_seconds = request_timeout_seconds
+        self._on_change = on_change
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin to listen to workers."""
+        self._spawn(self._hear_for_ever())
+        self._spawn(self._forgive_pauses())
+
+    async def close(self) -> None:
+        """Stop listening; workers are ended by the placement."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _all(self) -> list[tuple[Running, Replica]]:
+        return [
+            (running, replica)
+            for running in self._running.values()
+            for replica in running.replicas.values()
+        ]
+
+    # ------------------------------------------------------------------ as many as wanted
+
+    async def adjust(self, running: Running, wanted: Wanted) -> None:
+        """Start or drain workers of a version until it has as many as it should have."""
+        live = running.replicas_of(wanted)
+        for replica in live[running.target :]:
+            replica.drain()
+        failures = running.failures_of(wanted.key)
+        for _ in range(len(live), running.target):
+            if time.monotonic() < failures.not_before or not self._has_room(running, wanted):
+                return
+            try:
+                await self._place(running, wanted)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again later
+                failures.note(time.monotonic(), self._explain(running, error), was_ready=False)
+                return
+
+    def _explain(self, running: Running, error: Exception) -> str:
+        """Why no worker could be started, in a sentence."""
+        if isinstance(error, errors.WherryError):
+            running.remedy = error.hint
+            return error.message
+        log.error("cannot start a worker", deployment=running.desired.full_name, exc_info=error)
+        return "the controller cannot start it; the server's log says why"
+
+    def _has_room(self, running: Running, wanted: Wanted) -> bool:
+        """Whether one more fits now; if not, what will make room is begun, or told missing."""
+        need = memory_of(wanted.version)
+        if self._budget.fits(need, self.memory_used()):
+            return True
+        if self._budget.fits(need, self.memory_used(live_only=True)):
+            return False  # as soon as those that drain have ended
+        if self._replace_old(running):
+            return False
+        if len(running.replicas_of(wanted)) < max(1, running.desired.spec.replicas.min):
+            running.obstacle = (
+                f"does not fit: {self._budget.explain(need, self.memory_used())}",
+                "stop another deployment, or raise memory_limit_mib",
+            )
+        return False
+
+    def _replace_old(self, running: Running) -> bool:
+        """Drain one worker of an old version of the same deployment, one after another."""
+        wanted_keys = {each.key for each in running.wanted}
+        old = [each for each in running.replicas.values() if each.wanted.key not in wanted_keys]
+        if old and all(replica.is_live for replica in old):
+            min(old, key=lambda each: each.state == "ready").drain()
+        return bool(old)
+
+    def memory_used(self, *, live_only: bool = False) -> list[tuple[str, int]]:
+        """MiB of each worker."""
+        return [
+            (f"{running.desired.spec.name}#{replica.number}", replica.memory_mib)
+            for running, replica in self._all()
+            if replica.is_live or not live_only
+        ]
+
+    async def _place(self, running: Running, wanted: Wanted) -> None:
+        taken = {each.number for each in running.replicas.values() if each.wanted.key == wanted.key}
+        number = next(index for index in range(10_000) if index not in taken)
+        spec = self._worker_spec(running, wanted, number)
+        handle = await self._placement.place(spec)
+        running.replicas[spec.id] = Replica(wanted, handle, number)
+
+    def _worker_spec(self, running: Running, wanted: Wanted, number: int) -> WorkerSpec:
+        version = wanted.version
+        given = {
+            name: self._resolve_secret(value)
+            for name, value in running.desired.spec.secrets.items()
+        }
+        return WorkerSpec(
+            id="w-" + secrets.token_hex(6),
+            deployment=running.desired.full_name,
+            model=version.model,
+            version=version.number,
+            replica=number,
+            digest=version.digest,
+            files=tuple(FileEntry(file.path, file.size, file.sha256) for file in version.files),
+            device=running.desired.spec.device,
+            token=secrets.token_bytes(32),
+            secrets=given if version.manifest.runtime == "upstream" else {},
+            runtime_options=self._runtime_options,
+            environment=version.environment,
+            memory_mib=memory_of(version),
+        )
+
+    # ------------------------------------------------------------------ the end of a worker
+
+    def note_published(self, epoch: int) -> None:
+        """Routes without the draining workers are out: gateways that follow them use none."""
+        for _, replica in self._all():
+            if not replica.is_live and replica.drain_epoch is None:
+                replica.drain_epoch = epoch
+
+    def finish_drains(self, is_acknowledged: Callable[[int], bool]) -> None:
+        """Remove draining workers that no gateway uses any more."""
+        for running, replica in self._all():
+            if replica.is_removing or replica.drain_epoch is None:
+                continue
+            if is_acknowledged(replica.drain_epoch):
+                replica.is_removing = True
+                grace_seconds = self._request_limit(running) + DRAIN_SECONDS
+                self._spawn(self._placement.remove(replica.handle, grace_seconds))
+
+    def kill_hung(self) -> None:
+        """End workers that say nothing, or whose batch never ends."""
+        now = time.monotonic()
+        for running, replica in self._all():
+            if replica.is_removing:
+                continue
+            patience = LOAD_SECONDS if replica.state == "starting" else SILENT_SECONDS
+            limit_ms = (self._request_limit(running) + HANG_GRACE_SECONDS) * 1000
+            if now - replica.last_heard > patience or replica.busy_ms > limit_ms:
+                replica.detail = "it hung and was killed"
+                replica.is_removing = True
+                self._spawn(self._placement.kill(replica.handle))
+
+    def _request_limit(self, running: Running) -> float:
+        return running.desired.spec.limits.timeout_seconds or self._request_timeout_seconds
+
+    async def _forgive_pauses(self) -> None:
+        """When this process was frozen (a laptop's lid, a paused VM), silence proves nothing."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(1.0)
+            if time.monotonic() - before > 1.0 + PAUSE_SECONDS:
+                for _, replica in self._all():
+                    replica.last_heard = time.monotonic()
+
+    # ------------------------------------------------------------------ what is heard of them
+
+    async def _hear_for_ever(self) -> None:
+        async for event in self._placement.watch():
+            try:
+                self._hear(event)
+            except Exception:
+                log.exception("cannot handle a worker's event")
+
+    def _hear(self, event: WorkerEvent) -> None:
+        found = self._find(event)
+        if found is None:
+            return
+        running, replica = found
+        replica.last_heard = time.monotonic()
+        report = event.report
+        if event.kind == "ready" and report is not None:
+            if replica.state == "starting":
+                replica.state = "ready"
+            replica.memory_mib = report.memory_mib or replica.memory_mib
+            replica.calibration = report.calibration
+            running.failures_of(replica.wanted.key).clear()
+            running.remedy = ""
+            self._note(running, replica, f"ready after {report.load_seconds:.2f} s")
+            self._on_change()
+        elif event.kind == "alive" and report is not None:
+            replica.busy_ms = report.busy_ms
+            replica.memory_mib = report.memory_mib or replica.memory_mib
+        elif event.kind == "starting" and report is not None and report.state == "failed":
+            replica.detail = report.detail
+            running.remedy = report.hint
+        elif event.kind in ("exited", "lost"):
+            self._bury(running, replica, event.status)
+            self._on_change()
+
+    def _find(self, event: WorkerEvent) -> tuple[Running, Replica] | None:
+        for running in self._running.values():
+            replica = running.replicas.get(event.id)
+            if replica is not None and replica.handle.generation == event.generation:
+                return running, replica
+        return None
+
+    def _bury(self, running: Running, replica: Replica, status: int | None) -> None:
+        del running.replicas[replica.handle.id]
+        self._note(running, replica, f"ended with status {status}")
+        if not replica.is_live:
+            return  # as it should
+        cause = replica.detail or describe_exit(status)
+        failures = running.failures_of(replica.wanted.key)
+        failures.note(time.monotonic(), cause, was_ready=replica.state == "ready")
+        log.warning(
+            "worker ended", deployment=running.desired.full_name, cause=cause, status=status
+        )
+        self._spawn(self._record_end(running, cause))
+
+    def _note(self, running: Running, replica: Replica, text: str) -> None:
+        worker = f"{replica.wanted.version.model}@{replica.wanted.version.number} #{replica.number}"
+        self._logs.note(running.desired.full_name, worker, f"wherry: {text}")
+
+    async def _record_end(self, running: Running, cause: str) -> None:
+        desired = running.desired
+
+        def write() -> None:
+            with self._database.write() as connection:
+                add_event(
+                    connection,
+                    desired.team_id,
+                    "workers",
+                    desired.spec.name,
+                    "worker ended",
+                    {"cause": cause},
+                )
+
+        try:
+            await asyncio.to_thread(write)
+        except errors.Unavailable:
+            return  # the log has it
