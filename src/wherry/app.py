@@ -486,10 +486,11 @@ class GatewayProcess:
             authenticator=self._authenticator,
         )
         doors = [
-            OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
+            # rows are matched in this order: the busiest first
+            PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
             InferenceDoor(self._gateway, self._uplink),
-            PredictDoor(self._gateway),
+            OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
         ]
         return [row for door in doors for row in door.rows()]

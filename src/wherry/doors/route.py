@@ -337,13 +337,20 @@ def _raw_headers(
     inquiry: Inquiry, content_type: str, extra: Mapping[str, str]
 ) -> list[tuple[bytes, bytes]]:
     headers = [
-        (b"content-type", content_type.encode("latin-1")),
+        (b"content-type", _header_value(content_type)),
         (b"x-request-id", inquiry.id.encode("latin-1")),
         (b"x-content-type-options", b"nosniff"),
     ]
     for name, value in extra.items():
-        headers.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
+        headers.append((name.encode("latin-1"), _header_value(value)))
     return headers
+
+
+def _header_value(text: str) -> bytes:
+    """Some values come from workers, which are not trusted: none may begin another header."""
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else " " for each in text)
+    return text.encode("latin-1", "replace")
 
 
 async def _send_error(

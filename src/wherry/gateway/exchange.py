@@ -6,19 +6,35 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.frames import Call, Outcome, Usage
-
-if TYPE_CHECKING:
-    from wherry.gateway.link import WorkerLink
-    from wherry.gateway.queue import VersionQueue
-    from wherry.gateway.route import DeploymentRoute, VersionRoute
+from wherry.gateway.route import DeploymentRoute, VersionRoute
 
 MAX_UNREAD_BYTES = 4 << 20
 """A client that reads a stream more slowly than this is cut off."""
+
+
+class Carrier(Protocol):
+    """What has the request now: the link to a worker."""
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Nobody waits for it any more."""
+        ...
+
+
+class WaitingRoom(Protocol):
+    """Where it waits, or came from: the queue of a version."""
+
+    def take_back(self, lost: list[Exchange]) -> None:
+        """Their worker is gone."""
+        ...
+
+    def note_end(self, exchange: Exchange) -> None:
+        """It has ended."""
+        ...
 
 
 class Answer:
@@ -94,8 +110,8 @@ class Exchange:
         self.pinned = pinned
         """The version the client asked for; no other may answer."""
         self.version: VersionRoute | None = None
-        self.queue: VersionQueue | None = None
-        self.link: WorkerLink | None = None
+        self.queue: WaitingRoom | None = None
+        self.link: Carrier | None = None
         self.admission: Any = None
         self.admitted_at = time.monotonic()
         self.started_at = 0.0

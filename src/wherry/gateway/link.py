@@ -19,6 +19,9 @@ from wherry.telemetry import get_logger
 
 log = get_logger("gateway.link")
 
+MAX_ANSWER_BYTES = 512 << 20
+"""A worker is not trusted: it may not make us allocate more."""
+
 decode_challenge = msgspec.msgpack.Decoder(frames.Challenge).decode
 decode_ready = msgspec.msgpack.Decoder(frames.Ready).decode
 decode_started = msgspec.msgpack.Decoder(list[int]).decode
@@ -75,6 +78,7 @@ class WorkerLink:
             connected.close()
             raise
         self._connection = Connection(connected, self._on_frame, self._on_close)
+        self._connection.max_frame_bytes = MAX_ANSWER_BYTES
         hello = frames.Hello(frames.VERSION, self._gateway, self._nonce)
         self._connection.send(Kind.HELLO, header=hello)
 
