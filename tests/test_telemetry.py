@@ -78,7 +78,7 @@ def test_a_text_line_is_for_people(stream: io.StringIO) -> None:
 
 def test_lines_of_other_libraries_look_the_same(stream: io.StringIO) -> None:
     configure_logging("info", "json", "p", stream)
-    logging.getLogger("uvicorn.error").warning("listening on %s", "127.0.0.1")
+    logging.getLogger("another.library").info("listening on %s", "127.0.0.1")
     assert read_json_lines(stream)[0]["event"] == "listening on 127.0.0.1"
 
 

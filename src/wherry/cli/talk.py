@@ -285,7 +285,10 @@ class Chat:
             except EOFError:
                 note("")
                 return
-            except KeyboardInterrupt:  # often meant for an answer that has just ended
+            except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+                # a person often means the answer that has just ended
                 note("\n(/bye or Ctrl-D ends the chat)")
                 continue
             if question in FAREWELLS:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
-from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -113,8 +112,7 @@ def make_row(
 
 def refuse_unknown_query(inquiry: Inquiry, allowed: frozenset[str]) -> None:
     """A mistyped `dry_run`, or one without its value, must not do the thing for real."""
-    text = inquiry.scope.get("query_string", b"").decode("latin-1")
-    for name, value in parse_qsl(text, keep_blank_values=True, max_num_fields=50):
+    for name, value in inquiry.query.items():
         if name not in allowed:
             known = ", ".join(sorted(allowed)) or "none"
             raise errors.InvalidInput(
