@@ -147,14 +147,15 @@ def test_sigterm_finishes_what_runs_and_leaves_nothing(tmp_path: Path):
             client.deployments.deploy("slow")
             answers: list[object] = []
             call = threading.Thread(
-                target=lambda: answers.append(client.predict("slow", X=[1.5])["X"])
+                target=lambda: answers.append(client.predict("slow", X=[2.5])["X"])
             )
             call.start()
-            time.sleep(0.5)
+            time.sleep(1.2)
+            assert [each.in_flight for each in client.workers()] == [1]
             children = processes_of(server)
             server.process.send_signal(signal.SIGTERM)
             call.join(20)
-        assert answers == [[1.5]]
+        assert answers == [[2.5]]
         assert server.process.wait(30) == 0
         assert psutil.wait_procs(children, timeout=3)[1] == []
         assert not list((server.home / ".wherry" / "servers").glob("*.json"))

@@ -277,6 +277,7 @@ class WorkerInfo(Answer):
     state: Literal["starting", "ready", "draining", "failed"]
     memory_mib: int = 0
     in_flight: int = 0
+    """As the worker last said, a second ago or less."""
     started_at: float = 0.0
     detail: str = ""
 

@@ -43,6 +43,7 @@ def describe_worker(running: Running, replica: Replica) -> WorkerInfo:
         pid=replica.handle.pid,
         state=replica.state,  # type: ignore[arg-type]
         memory_mib=replica.memory_mib,
+        in_flight=replica.in_flight,
         started_at=replica.started_at,
         detail=replica.detail,
     )

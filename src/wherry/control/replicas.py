@@ -247,6 +247,7 @@ class Replicas:
             self._on_change()
         elif event.kind == "alive" and report is not None:
             replica.busy_ms = report.busy_ms
+            replica.in_flight = report.in_flight
             replica.memory_mib = report.memory_mib or replica.memory_mib
         elif event.kind == "starting" and report is not None and report.state == "failed":
             replica.detail = report.detail

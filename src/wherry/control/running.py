@@ -27,6 +27,7 @@ class Replica:
         self.last_heard = time.monotonic()
         self.memory_mib = memory_of(wanted.version)
         self.busy_ms = 0
+        self.in_flight = 0
         self.detail = ""
         self.drain_epoch: int | None = None
         """Of the first routes without it; None until they are published."""

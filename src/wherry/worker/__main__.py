@@ -144,6 +144,7 @@ async def send_heartbeats(reports: socket.socket, worker: Worker) -> None:
             Report(
                 state="alive",
                 busy_ms=progress.busy_ms,
+                in_flight=worker.in_flight,
                 finished=progress.finished,
                 memory_mib=memory_mib(),
             ),

@@ -196,6 +196,11 @@ class Worker:
         """Take a connection that was accepted."""
         self.peers.add(Peer(self, connected))
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that have no answer yet."""
+        return sum(len(peer.works) for peer in self.peers)
+
     def progress(self) -> frames.Pong:
         """Evidence that the executor moves."""
         busy_since = self.executor.busy_since

@@ -77,6 +77,8 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     hint: str = ""
     load_seconds: float = 0.0
     memory_mib: int = 0
+    in_flight: int = 0
+    """For `alive`: requests that have no answer yet."""
     busy_ms: int = 0
     """For `alive`: age of the batch that runs now."""
     finished: int = 0
