@@ -102,6 +102,8 @@ def test_control_c_is_exit_code_130(twin: Twin, tmp_path: Path):
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "WHERRY_API_KEY": KEY},
+        # a shell in the background ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr
         import time

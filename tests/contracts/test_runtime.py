@@ -240,7 +240,8 @@ def test_a_concurrent_runtime_streams_counts_and_stops(tmp_path: Path):
     runtime.load(bundle, "cpu")
     task = find_task("text-generation")
     item = task.from_plain(
-        {"text": "Count to one hundred.", "max_tokens": 60}, bundle.manifest.task_config()
+        {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0},
+        bundle.manifest.task_config(),
     )
 
     async def play() -> None:
