@@ -49,7 +49,6 @@ log = get_logger("app")
 
 REPORT_SECONDS = 0.5
 INGEST_SECONDS = 1.0
-CLEAN_SECONDS = 86_400.0
 RUN_PREFIX = "wherry-run-"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
@@ -125,7 +124,6 @@ class Server:
                 supervisor.run(),
                 self._jobs.run(),
                 self._ingest_for_ever(),
-                self._clean_for_ever(),
                 self._collect_metrics(),
             )
         ]
@@ -152,11 +150,10 @@ class Server:
     def _build(self, control_address: Path, supervisor: Supervisor) -> None:
         settings, folder = self._settings, self._settings.folder
         blobs = LocalBlobs(folder / "blobs")
-        blobs.sweep_temporary()
         registry = Registry(self._database, blobs, folder)
         registry.prepare_folder()
-        self._registry = registry
         budget = MemoryBudget(settings.memory_limit_mib)
+        self._deployments = Deployments(self._database, registry, budget)
         logs = WorkerLogs(folder / "logs")
         self._metrics = MetricsHistory()
         self._ledger = Ledger(self._database, folder / "journal")
@@ -165,7 +162,7 @@ class Server:
         )
         self._controller = Controller(
             database=self._database,
-            deployments=Deployments(self._database, registry, budget),
+            deployments=self._deployments,
             placement=self._placement,
             budget=budget,
             logs=logs,
@@ -184,7 +181,6 @@ class Server:
             ask=self._answer,
         )
         self._controller.hub = self._hub
-        self._deployments = Deployments(self._database, registry, budget)
 
     def _nudge(self) -> None:
         self._controller.nudge()
@@ -200,11 +196,6 @@ class Server:
         while True:
             await asyncio.sleep(INGEST_SECONDS)
             await self._try("ingest the journal", self._ledger.ingest)
-
-    async def _clean_for_ever(self) -> None:
-        while True:
-            await self._try("clean up", self._registry.clean_up)
-            await asyncio.sleep(CLEAN_SECONDS)
 
     async def _try(self, what: str, work: Callable[[], object]) -> None:
         """Do in a thread what is tried again later: its failure must not end the server."""

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from wherry import __version__, errors
+from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.doors.errors import Renderer, renderer_of_path
 from wherry.gateway.authenticate import Authenticator
@@ -51,7 +51,6 @@ class Inquiry:
         "caller",
         "headers",
         "id",
-        "is_disconnected",
         "method",
         "params",
         "scope",
@@ -66,7 +65,6 @@ class Inquiry:
         self.params: Mapping[str, str] = scope.get("path_params", {})
         self.caller: Principal | None = None
         """Set by the row's check; None in rows that are open."""
-        self.is_disconnected = False
         client = scope.get("client")
         self.address: str = client[0] if client else ""
         self.body_limit = 0
@@ -110,7 +108,6 @@ class Inquiry:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self.is_disconnected = True
                 raise errors.Cancelled("the client went away")
             piece = message.get("body", b"")
             if piece:
@@ -123,7 +120,6 @@ class Inquiry:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self.is_disconnected = True
                 return
 
 
@@ -412,6 +408,3 @@ encode_json = msgspec.json.Encoder().encode
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer struct as JSON."""
     return Response(encode_json(value), status, headers=headers or {})
-
-
-SERVER = f"wherry/{__version__}"

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -156,7 +157,7 @@ class Worker:
         self.loop = asyncio.get_running_loop()
         self.executor = Executor(self.loop)
         self.peers: set[Peer] = set()
-        self.bundle: Bundle = open_bundle(_path(config.bundle_folder))
+        self.bundle: Bundle = open_bundle(Path(config.bundle_folder))
         self.task = find_task(self.bundle.manifest.task)
         self.task_config = self.bundle.manifest.task_config()
         self.runtime: Runtime = create_runtime(self.bundle.manifest.runtime)
@@ -451,12 +452,6 @@ class Worker:
     def _check_drained(self) -> None:
         if not any(peer.works for peer in self.peers):
             self._drained.set()
-
-
-def _path(folder: str) -> Any:
-    from pathlib import Path
-
-    return Path(folder)
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
