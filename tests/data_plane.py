@@ -112,13 +112,7 @@ class DataPlane:
         """Let deployment `model` be served by these workers."""
         self._epoch += 1
         idempotent = changes.pop("idempotent", True)
-        routes = tuple(
-            WorkerRoute(each.id, each.generation, each.address, each.spec.token) for each in workers
-        )
-        version = VersionRoute(
-            "model", number, f"sha256:{number}", "tensor", "python_class", 100, idempotent,
-            routes, (), (),
-        )  # fmt: skip
+        version = version_route(*workers, number=number, idempotent=idempotent)
         fields: dict[str, Any] = {
             "name": "model", "state": "ready", "cause": "", "retry_after_seconds": 1.0,
             "versions": (version,),
@@ -167,6 +161,19 @@ class DataPlane:
             for path in (self.folder / "journal" / "gateway-0").glob("*.journal")
             for record, _ in read_segment(path, 0)
         ]
+
+
+def version_route(
+    *workers: WorkerHandle, number: int = 1, weight: int = 100, idempotent: bool = True
+) -> VersionRoute:
+    """A version of `model` that these workers serve."""
+    routes = tuple(
+        WorkerRoute(each.id, each.generation, each.address, each.spec.token) for each in workers
+    )
+    return VersionRoute(
+        "model", number, f"sha256:{number}", "tensor", "python_class", weight, idempotent,
+        routes, (), (),
+    )  # fmt: skip
 
 
 def decode(answer: Answer) -> list[float]:

@@ -542,7 +542,9 @@ class GatewayProcess:
             now = time.monotonic()
             used = {name: now - at for name, at in self._settler.last_used.items()}
             counts = msgspec.msgpack.encode(self._counts.snapshot())
-            self._uplink.report(LoadReport(self._gateway.loads(), used, counts))
+            self._uplink.report(
+                LoadReport(self._gateway.loads(), used, counts, self._gateway.version_loads())
+            )
 
 
 def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:

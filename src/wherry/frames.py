@@ -113,6 +113,8 @@ class Call(msgspec.Struct, array_like=True):
     """The deployment's cap for generated tokens per answer; 0 = the model's own."""
     deadline_ms: int = 120_000
     """Time that remains, not a clock reading."""
+    wants_gist: bool = False
+    """Another version gets a copy, and the answers are compared."""
 
 
 class Outcome(msgspec.Struct, array_like=True):
@@ -124,6 +126,8 @@ class Outcome(msgspec.Struct, array_like=True):
     queued_us: int = 0
     """Time between arrival in the worker and start."""
     run_us: int = 0
+    gist: bytes = b""
+    """What answers are compared by, if it was asked for; see `wherry.models.tasks.gist`."""
 
 
 class Failure(msgspec.Struct, array_like=True):

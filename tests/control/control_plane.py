@@ -120,7 +120,9 @@ class ControlPlane:
             await asyncio.sleep(0.05)
             now = time.monotonic()
             used = {name: now - at for name, at in self.settler.last_used.items()}
-            self.uplink.report(LoadReport(self.gateway.loads(), used, b""))
+            self.uplink.report(
+                LoadReport(self.gateway.loads(), used, b"", self.gateway.version_loads())
+            )
 
     def add_model(self, name: str, source: str, *, memory_mib: int = 10) -> int:
         """The number of a new version."""

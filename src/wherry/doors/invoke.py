@@ -17,6 +17,7 @@ WATCH_AFTER_SECONDS = 0.05
 """Requests this old are watched for a client that leaves; quicker ones are not worth a task."""
 MIN_TIMEOUT_SECONDS = 0.001
 MAX_TIMEOUT_SECONDS = 86_400.0
+MAX_STICKY_CHARACTERS = 256
 WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
 
 SSE_HEADERS = {
@@ -60,6 +61,7 @@ async def invoke(
         stream=stream,
         tokens_bound=tokens_bound,
         timeout_seconds=_timeout(headers.get("x-request-timeout-seconds")),
+        sticky=_sticky(headers.get("x-wherry-sticky")),
         wait_seconds=_wait(headers.get("prefer")),
     )
     exchange = gateway.predict(inbound)
@@ -164,6 +166,16 @@ def _timeout(text: str | None) -> float | None:
             f"{MAX_TIMEOUT_SECONDS:.0f}"
         )
     return seconds
+
+
+def _sticky(text: str | None) -> str:
+    if not text:
+        return ""
+    if len(text) > MAX_STICKY_CHARACTERS:
+        raise errors.InvalidInput(
+            f"x-wherry-sticky has {len(text)} characters, at most {MAX_STICKY_CHARACTERS} are taken"
+        )
+    return text
 
 
 def _wait(prefer: str | None) -> float | None:

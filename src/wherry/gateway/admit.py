@@ -29,6 +29,9 @@ class Inbound(msgspec.Struct, kw_only=True):
     tokens_bound: int = 0
     """Most tokens it can cost; the key's limit reserves so many."""
     timeout_seconds: float | None = None
+    sticky: str = ""
+    """The client's own word for who asks: the same word gets the same version (`x-wherry-sticky`).
+    Empty = the key."""
     wait_seconds: float | None = None
     """How long the client waits for a model that is not loaded (`Prefer: wait=…`)."""
 

@@ -67,6 +67,7 @@ class Exchange:
         "body",
         "call",
         "code",
+        "copy",
         "deadline",
         "deployment",
         "door",
@@ -81,6 +82,7 @@ class Exchange:
         "queue",
         "size",
         "started_at",
+        "sticky",
         "usage",
         "version",
         "was_started",
@@ -97,6 +99,7 @@ class Exchange:
         door: str,
         deployment: DeploymentRoute,
         pinned: str = "",
+        sticky: str = "",
         settle: Callable[[Exchange, Callable[[Exception | None], None]], None],
     ) -> None:
         self.number = number
@@ -109,6 +112,10 @@ class Exchange:
         self.deployment = deployment
         self.pinned = pinned
         """The version the client asked for; no other may answer."""
+        self.sticky = sticky
+        """Chooses among several versions; see `wherry.gateway.route.sticky_of`."""
+        self.copy: Any = None
+        """What shadow copies keep of it; None if it gets none."""
         self.version: VersionRoute | None = None
         self.queue: WaitingRoom | None = None
         self.link: Carrier | None = None

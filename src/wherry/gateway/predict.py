@@ -19,12 +19,16 @@ from wherry.gateway.queue import VersionQueue
 from wherry.gateway.route import (
     DeploymentRoute,
     Routes,
+    ShadowRoute,
     Snapshot,
     VersionRoute,
     choose_version,
     not_ready,
+    sticky_of,
 )
 from wherry.gateway.settle import Settler
+from wherry.gateway.shadow import Shadows
+from wherry.gateway.tally import VersionLoad
 from wherry.settings import Settings
 
 TICK_SECONDS = 0.05
@@ -57,6 +61,12 @@ class Gateway:
         self._wake = wake
         self._queues: dict[str, VersionQueue] = {}
         self._numbers = itertools.count(1)
+        self._shadows = Shadows(
+            self._find_queue,
+            settler.tally_of,
+            lambda: 2 * self.guard.held_bytes < settings.max_in_flight_bytes,
+            lambda: next(self._numbers),
+        )
         self._wheel: dict[int, set[Exchange]] = {}
         self._last_tick = int(time.monotonic() / TICK_SECONDS)
 
@@ -71,9 +81,13 @@ class Gateway:
         deployment, version = find_deployment(self.routes, inbound.principal, inbound.deployment)
         if not deployment.is_servable:
             raise not_ready(deployment)
-        route = choose_version(deployment, inbound.version or version, inbound.principal.key_id)
+        pinned, who = inbound.version or version, inbound.principal
+        sticky = sticky_of(deployment, inbound.sticky, who.team_id, who.key_id, inbound.request_id)
+        route = choose_version(deployment, pinned, sticky)
         self._refuse_if_impatient(inbound, deployment, route)
-        exchange = self._admit(inbound, deployment, route, inbound.version or version)
+        exchange = self._admit(inbound, deployment, route, pinned, sticky)
+        if deployment.shadows:
+            self._shadows.choose(exchange)
         try:
             self._queue(deployment, route).put(exchange)
         except errors.WherryError as refusal:
@@ -92,7 +106,12 @@ class Gateway:
         exchange.fail(errors.Cancelled("the client went away"))
 
     def _admit(
-        self, inbound: Inbound, deployment: DeploymentRoute, route: VersionRoute, pinned: str
+        self,
+        inbound: Inbound,
+        deployment: DeploymentRoute,
+        route: VersionRoute,
+        pinned: str,
+        sticky: str,
     ) -> Exchange:
         admission = self.settler.reserve(inbound.principal, inbound.tokens_bound)
         try:
@@ -120,6 +139,7 @@ class Gateway:
             door=inbound.door,
             deployment=deployment,
             pinned=pinned,
+            sticky=sticky,
             settle=self._settle,
         )
         exchange.version = route
@@ -143,6 +163,8 @@ class Gateway:
             slot.discard(exchange)
         if exchange.queue is not None:
             exchange.queue.note_end(exchange)
+        if exchange.copy is not None:
+            kept = self._shadows.follow(exchange, kept)
         self.settler.settle(exchange, kept)
 
     # ------------------------------------------------------------------ routes and queues
@@ -160,7 +182,12 @@ class Gateway:
         for key in [key for key in self._queues if key not in wanted]:
             self._queues.pop(key).close()
         self._wake_what_is_waited_for()
-        self.settler.keep(frozenset(each.full_name for each in snapshot.deployments))
+        self.settler.keep(
+            {
+                each.full_name: {version.digest for version in each.versions}
+                for each in snapshot.deployments
+            }
+        )
 
     def _queue(self, deployment: DeploymentRoute, route: VersionRoute) -> VersionQueue:
         key = _queue_key(deployment, route)
@@ -168,6 +195,12 @@ class Gateway:
         if queue is None:
             queue = self._queues[key] = VersionQueue(deployment, route, self.name, self._move)
         return queue
+
+    def _find_queue(
+        self, deployment: DeploymentRoute, version: VersionRoute | ShadowRoute
+    ) -> VersionQueue | None:
+        name = f"{deployment.full_name}/{version.model}@{version.number}/{version.digest}"
+        return self._queues.get(name)
 
     def _move(self, exchanges: list[Exchange]) -> None:
         """Requests whose version left before they were sent go to what is served now."""
@@ -177,7 +210,7 @@ class Gateway:
             try:
                 if now is None or not now.is_servable:
                     raise not_ready(now or old)
-                route = choose_version(now, exchange.pinned, exchange.principal.key_id)
+                route = choose_version(now, exchange.pinned, exchange.sticky)
                 exchange.version, exchange.call.version = route, str(route.number)
                 self._queue(now, route).put(exchange)
             except errors.WherryError as refusal:
@@ -249,8 +282,22 @@ class Gateway:
             )
         return loads
 
+    def version_loads(self) -> list[VersionLoad]:
+        """What waits for, runs in and was answered by each version."""
+        found: list[VersionLoad] = []
+        for queue in self._queues.values():
+            name, version = queue.deployment.full_name, queue.version
+            load = VersionLoad(name, version.model, version.number, version.digest)
+            load.waiting, load.running = queue.waiting, queue.in_flight
+            load.add_tally(
+                self.settler.tally_of(name, version.model, version.number, version.digest)
+            )
+            found.append(load)
+        return found
+
     def close(self) -> None:
         """End all links; what is in flight fails, and is recorded."""
+        self._shadows.close()
         for exchange in [each for slot in self._wheel.values() for each in slot]:
             exchange.fail(errors.Unavailable("the gateway is stopping", hint="repeat in a moment"))
         for queue in self._queues.values():

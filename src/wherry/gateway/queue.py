@@ -133,6 +133,12 @@ class VersionQueue:
         return len(self._waiting) - self._ended
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits here, and a worker has nothing to do."""
+        links = self.links.values()
+        return not self.waiting and any(link.is_ready and not link.load for link in links)
+
+    @property
     def in_flight(self) -> int:
         """Requests that workers have."""
         return sum(link.load for link in self.links.values())

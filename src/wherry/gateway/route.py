@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -42,6 +43,16 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.model}@{self.number}"
 
 
+class ShadowRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A version that gets copies of requests; nobody sees what it answers."""
+
+    model: str
+    number: int
+    digest: str
+    share: float
+    """0 to 1, of the requests that other versions answer."""
+
+
 class DeploymentRoute(msgspec.Struct, frozen=True, array_like=True):
     """A deployment as a gateway needs it."""
 
@@ -54,11 +65,16 @@ class DeploymentRoute(msgspec.Struct, frozen=True, array_like=True):
     """A real estimate (measured load time), for those who do not want to wait."""
     created_at: float
     versions: tuple[VersionRoute, ...]
+    """Those of weight 0 are loaded, and answer only who asks for them by number."""
     concurrency: int = 0
     queue_seconds: float = 0.0
     body_bytes: int = 0
     tokens: int = 0
     timeout_seconds: float = 0.0
+    split: Literal["key", "request"] = "key"
+    """Who always meets the same version: each key, or (while a canary is judged) nobody but those
+    who send `x-wherry-sticky`."""
+    shadows: tuple[ShadowRoute, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -114,6 +130,18 @@ def split_name(name: str) -> tuple[str, str]:
     return (deployment, version) if version else (name, "")
 
 
+def sticky_of(
+    deployment: DeploymentRoute, word: str, team_id: str, key_id: str, request_id: str
+) -> str:
+    """By what a request is given to one of several versions.
+
+    A client's own word counts within its team only: nobody can steer another team's callers.
+    """
+    if word:
+        return f"{team_id}/{word}"
+    return key_id if deployment.split == "key" else request_id
+
+
 def choose_version(deployment: DeploymentRoute, version: str, sticky: str) -> VersionRoute:
     """The version asked for, else one by weight, the same for the same `sticky` key.
 
@@ -134,14 +162,23 @@ def choose_version(deployment: DeploymentRoute, version: str, sticky: str) -> Ve
         raise not_ready(deployment)
     if len(versions) == 1:
         return versions[0]
-    total = sum(route.weight for route in versions)
-    point = int.from_bytes(hashlib.blake2s(sticky.encode(), digest_size=4).digest(), "big")
-    point = point * total >> 32
-    for route in versions:
-        point -= route.weight
-        if point < 0:
-            return route
-    return versions[-1]
+    live = [route for route in versions if route.weight]
+    if len(live) == 1:
+        return live[0]
+    return max(live or versions, key=lambda route: _attraction(route, deployment, sticky))
+
+
+def _attraction(route: VersionRoute, deployment: DeploymentRoute, sticky: str) -> float:
+    """Weighted rendezvous hashing: the highest wins, with a chance as its share of the weights.
+
+    A version's number depends on its own weight only, so when a weight changes, sticky keys move
+    to or from that version and between no others (Schindelhauer and Schomaker, "Weighted distributed
+    hash tables", SPAA 2005).
+    """
+    text = f"{deployment.full_name}\n{route.key}\n{sticky}"
+    drawn = int.from_bytes(hashlib.blake2s(text.encode(), digest_size=8).digest(), "big")
+    # strictly between 0 and 1, also after rounding
+    return -route.weight / math.log((drawn + 1) / (2.0**64 + 2.0**12))
 
 
 def not_ready(deployment: DeploymentRoute) -> errors.NotReady:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 
 from wherry.accounts.keys import Principal
 from wherry.accounts.limits import Admission, KeyMeters
 from wherry.gateway.exchange import Exchange
+from wherry.gateway.tally import VersionTally
 from wherry.storage.journal import JournalWriter, OutcomeRecord
 from wherry.telemetry import Counter, Family, Histogram, Registry
 
@@ -33,6 +34,7 @@ class Settler:
         self._journal = journal
         self._status_of = status_of
         self.last_used: dict[str, float] = {}
+        self._tallies: dict[tuple[str, str, int, str], VersionTally] = {}
         self._requests: Family[Counter] = registry.counter(
             "wherry_requests_total",
             "Admitted requests by outcome.",
@@ -85,10 +87,24 @@ class Settler:
         histogram = self._seconds.series.get((deployment,))
         return answered, failed, histogram.sum if histogram else 0.0
 
-    def keep(self, deployments: frozenset[str]) -> None:
-        """Forget the counts of all other deployments (`team/name`): they are deleted."""
-        for name in self.last_used.keys() - deployments:
+    def tally_of(self, deployment: str, model: str, number: int, digest: str) -> VersionTally:
+        """The counts of a version of a deployment (`team/name`)."""
+        key = (deployment, model, number, digest)
+        found = self._tallies.get(key)
+        if found is None:
+            found = self._tallies[key] = VersionTally()
+        return found
+
+    def keep(self, deployments: Mapping[str, Set[str]]) -> None:
+        """Forget the counts of all other deployments (`team/name`): they are deleted.
+
+        Args:
+            deployments: those that are left, with the digests of their versions.
+        """
+        for name in self.last_used.keys() - deployments.keys():
             del self.last_used[name]
+        for key in [each for each in self._tallies if each[3] not in deployments.get(each[0], ())]:
+            del self._tallies[key]
         families = (self._requests, self._seconds, self._queue_seconds, self._tokens)
         for family in families:
             for labels in [each for each in family.series if each[0] not in deployments]:
@@ -106,6 +122,10 @@ class Settler:
         self._requests.labels(name, exchange.door, exchange.code).add()
         self._seconds.labels(name).observe(total)
         self._queue_seconds.labels(name).observe(queued)
+        version = exchange.version
+        if version is not None:
+            tally = self.tally_of(name, version.model, version.number, version.digest)
+            tally.count(exchange.code, total)
         if usage.input_tokens or usage.output_tokens:
             self._tokens.labels(name, "in").add(usage.input_tokens)
             self._tokens.labels(name, "out").add(usage.output_tokens)

@@ -13,6 +13,7 @@ import msgspec
 from wherry import errors, frames
 from wherry.frames import Connection, Frame, Kind
 from wherry.gateway.route import DeploymentRoute, Snapshot
+from wherry.gateway.tally import VersionLoad
 
 RECONNECT_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
@@ -36,6 +37,7 @@ class LoadReport(msgspec.Struct, array_like=True):
     """`team/name` → seconds since the last request."""
     metrics: bytes
     """A telemetry snapshot, msgpack."""
+    versions: list[VersionLoad] = []
 
 
 class Question(msgspec.Struct, array_like=True):
