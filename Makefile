@@ -4,11 +4,12 @@ BIN := .venv/bin
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes \
 	--python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 ONCE ?=
+BENCH ?=
 PORT ?= 8000
 
 .PHONY: help
 help: ## Show this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[36m%-11s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -39,13 +40,13 @@ setup: .venv/dev.stamp ## Install everything a developer needs
 
 .PHONY: format
 format: setup ## Rewrite the code in the house style
-	$(BIN)/ruff format src tests scripts
-	$(BIN)/ruff check --fix-only src tests scripts
+	$(BIN)/ruff format src tests scripts bench
+	$(BIN)/ruff check --fix-only src tests scripts bench
 
 .PHONY: lint
 lint: setup ## Style, bugs, security
-	$(BIN)/ruff format --check src tests scripts
-	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check src tests scripts bench
+	$(BIN)/ruff check src tests scripts bench
 
 .PHONY: types
 types: setup ## Static types, strict
@@ -62,6 +63,14 @@ test: setup ## Tests of minutes: real models, real processes, no torch
 .PHONY: test-all
 test-all: setup ## Every test this machine can run
 	$(BIN)/python -m pytest
+
+.PHONY: bench
+bench: setup ## Measure beside the peers, 25 minutes (BENCH="small-json …": some scenarios)
+	$(BIN)/python -m bench $(BENCH)
+
+.PHONY: bench-quick
+bench-quick: setup ## The same in 5 minutes: two peers, few rounds
+	$(BIN)/python -m bench --quick $(BENCH)
 
 .PHONY: lock
 lock: setup ## Choose the newest allowed versions of all packages, with their digests

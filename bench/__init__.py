@@ -1,0 +1,1 @@
+"""Measures Wherry beside its peers: `make bench`, `make bench-quick`. See README.md."""

@@ -1,0 +1,1 @@
+"""One file a scenario: which contestants, which requests, which thresholds."""
