@@ -56,7 +56,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def cache_folder() -> Path:
     """Where what was fetched and built stays: `$WHERRY_BENCH_CACHE`, else in the user's cache."""
-    named = os.environ.get("WHERRY_BENCH_CACHE")  # noqa: TID251 - no server setting
+    named = os.environ.get("WHERRY_BENCH_CACHE")
     folder = Path(named) if named else Path.home() / ".cache" / "wherry-bench"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -264,7 +264,7 @@ def _bert(weights: dict[str, Array], ids: Array) -> Array:
 
 def texts(count: int = TEXTS, seed: int = 7) -> list[str]:
     """Texts whose token counts are log-uniform from 5 to 200, special tokens included."""
-    chance = random.Random(seed)  # noqa: S311 - a workload, not a secret
+    chance = random.Random(seed)
     words = _words()
     lengths = [
         round(math.exp(chance.uniform(math.log(LEAST_TOKENS), math.log(MOST_TOKENS))))
