@@ -34,7 +34,7 @@ from wherry.control.logs import WorkerLogs
 from wherry.control.memory import MemoryBudget
 from wherry.control.metrics import MetricsHistory
 from wherry.control.placement.local import Folders, LocalPlacement
-from wherry.control.supervisor import GatewayOrder, Supervisor
+from wherry.control.supervisor import UNFIT_STATUS, GatewayOrder, Supervisor
 from wherry.gateway.uplink import LoadReport, Question, Uplink
 from wherry.jobs.queue import JobQueue
 from wherry.jobs.trial import runtime_options
@@ -51,9 +51,10 @@ REPORT_SECONDS = 0.5
 INGEST_SECONDS = 1.0
 RUN_PREFIX = "wherry-run-"
 BACKLOG = 2048
-KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 20
 ROUTES_SECONDS = 10
+SPARE_FILES = 256
+"""Descriptors that connections leave to links, journal and database."""
 
 
 # ------------------------------------------------------------------------------ main process
@@ -493,12 +494,10 @@ class GatewayProcess:
         """Serve until told to stop; requests in flight may end."""
         import uvicorn
 
-        from wherry.doors.http_guard import GuardedProtocol
-
         settings = self._settings
         config = uvicorn.Config(
             self._app,
-            http=GuardedProtocol,
+            http=await self._choose_protocol(),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -506,7 +505,7 @@ class GatewayProcess:
             server_header=False,
             date_header=True,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
             timeout_graceful_shutdown=STOP_SECONDS,
             ssl_certfile=settings.tls_cert or None,
             ssl_keyfile=settings.tls_key or None,
@@ -536,6 +535,23 @@ class GatewayProcess:
             self._authenticator.close()
             self._database.close()
 
+    async def _choose_protocol(self) -> Any:
+        """What speaks HTTP here: a protocol that works with the installed uvicorn."""
+        from wherry.doors.http_guard import GuardedProtocol
+        from wherry.doors.self_check import choose_protocol
+
+        files = raise_open_files(self._settings.max_connections + SPARE_FILES)
+
+        class Protocol(GuardedProtocol):
+            stall_seconds = self._settings.client_stall_seconds
+            max_connections = max(1, files - SPARE_FILES)
+
+        try:
+            return await choose_protocol(self._app, Protocol)
+        except errors.Internal as error:
+            log.error("cannot serve HTTP", error=error.text)
+            raise SystemExit(UNFIT_STATUS) from error
+
     async def _report_for_ever(self) -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
@@ -545,6 +561,18 @@ class GatewayProcess:
             self._uplink.report(
                 LoadReport(self._gateway.loads(), used, counts, self._gateway.version_loads())
             )
+
+
+def raise_open_files(wanted: int) -> int:
+    """Let this process open so many files, or as many as it may; how many that are."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:

@@ -66,6 +66,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Deadline of a request that names none."""
     stream_timeout_seconds: Seconds = 600.0
     """Deadline of a streaming request that names none."""
+    client_stall_seconds: Seconds = 20.0
+    """A client that sends or reads nothing for so long in the middle of it is cut off."""
+    keep_alive_seconds: Seconds = 75.0
+    """How long a connection without a request stays open."""
+    max_connections: Positive = 20_000
+    """Connections that one gateway serves at once, as far as its limit of open files allows."""
     memory_limit_mib: Annotated[int, Meta(ge=0)] = 0
     """Memory that models may use together; 0 = four fifths of this machine's."""
     durability: Literal["process", "power"] = "process"

@@ -149,7 +149,7 @@ def test_broken_request_lines_are_refused(wire: Wire, line: bytes):
     ],
 )
 def test_a_foreign_or_malformed_host_is_refused(wire: Wire, header: bytes, status: int):
-    for path in (b"/v1/models", b"/livez", b"/docs"):
+    for path in (b"/v1/models", b"/livez", b"/docs", b"/nobody"):
         line = b"GET %b HTTP/1.1\r\n" % path
         assert wire.statuses(line + header + wire.key + b"\r\n") == [status]
 

@@ -16,6 +16,7 @@ import time
 
 import msgspec
 
+from wherry import errors
 from wherry.settings import Settings, current_environment
 from wherry.telemetry import get_logger
 
@@ -25,6 +26,8 @@ RESTART_SECONDS = 0.1
 MAX_RESTART_SECONDS = 5.0
 STABLE_SECONDS = 10.0
 STOP_SECONDS = 30.0
+UNFIT_STATUS = 78
+"""Exit status of a gateway that would not serve after a restart either (sysexits' EX_CONFIG)."""
 
 
 class GatewayOrder(msgspec.Struct, frozen=True):
@@ -47,10 +50,17 @@ class Supervisor:
         self._is_stopping = False
 
     async def run(self) -> None:
-        """Keep all gateways alive until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for index in range(self._settings.gateways):
-                group.create_task(self._keep(index))
+        """Keep all gateways alive until cancelled.
+
+        Raises:
+            Internal: one says that no restart will help.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(self._settings.gateways):
+                    group.create_task(self._keep(index))
+        except* errors.Internal as group:
+            raise group.exceptions[0] from None
 
     async def _keep(self, index: int) -> None:
         delay = RESTART_SECONDS
@@ -65,6 +75,11 @@ class Supervisor:
                 status = await wait_for_exit(process)
                 if self._is_stopping:
                     return
+                if status == UNFIT_STATUS:
+                    raise errors.Internal(
+                        "the gateway cannot serve HTTP with what is installed here",
+                        hint="its last line in the log above says why",
+                    )
                 log.warning("gateway ended, restarting", gateway=index, status=status)
             stable = time.monotonic() - begun > STABLE_SECONDS
             delay = RESTART_SECONDS if stable else min(MAX_RESTART_SECONDS, delay * 2)

@@ -187,9 +187,13 @@ class Doors:
 
     async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         inquiry = Inquiry(scope, receive, {})
-        error = errors.NotFound(
+        error: errors.WherryError = errors.NotFound(
             f"no endpoint {scope['method']} {scope['path'][:200]!r}", hint="GET /docs lists them"
         )
+        try:
+            self._check_host(_read_headers(scope))
+        except errors.WherryError as refusal:
+            error = refusal
         render = renderer_of_path(scope["path"])
         await _send_error(send, inquiry, render, error)
 
