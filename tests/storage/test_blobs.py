@@ -188,3 +188,13 @@ def test_putting_again_makes_a_blob_young(tmp_path: Path):
 def test_digests_never_become_other_paths(blobs: Blobs, digest: str):
     with pytest.raises(InvalidInput):
         blobs.open(digest)
+
+
+def test_putting_a_damaged_blob_again_mends_it(tmp_path: Path):
+    blobs = LocalBlobs(tmp_path)
+    blobs.put(io.BytesIO(HELLO))
+    path = blobs.path(HELLO_SHA256)
+    path.chmod(0o600)
+    path.write_bytes(b"jello, wherry")
+    blobs.put(io.BytesIO(HELLO))
+    blobs.verify(HELLO_SHA256)

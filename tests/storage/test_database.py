@@ -87,7 +87,7 @@ def test_the_settings_of_a_connection(database: Database):
             connection.execute(text(f"PRAGMA {name}")).scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         ]
-    assert values == ["wal", 1, 1, 10_000]
+    assert values == ["wal", 2, 1, 10_000]
 
 
 def test_rows_may_not_point_to_nothing(database: Database):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wherry.errors import Conflict
+from wherry.storage.folders import make_folder, replace_file, sync_folder, write_temporary
 
 PEPPER_BYTES = 32
 
@@ -28,14 +29,14 @@ def load_pepper(folder: Path) -> bytes:
     pepper = read_secret_file(path)
     if pepper is None:
         _create_private_folder(folder)
-        temporary = _write_temporary(path, secrets.token_bytes(PEPPER_BYTES))
+        temporary = write_temporary(path, secrets.token_bytes(PEPPER_BYTES))
         try:
             os.link(temporary, path)  # fails if another process was faster: then its pepper counts
         except FileExistsError:
             pass
         finally:
             temporary.unlink()
-        _sync_folder(folder)
+        sync_folder(folder)
         pepper = read_secret_file(path)
     if pepper is None or len(pepper) != PEPPER_BYTES:
         raise Conflict(
@@ -66,8 +67,7 @@ def read_secret_file(path: Path) -> bytes | None:
 def replace_secret_file(path: Path, content: bytes) -> None:
     """Write a private file, whole or not at all."""
     _create_private_folder(path.parent)
-    _write_temporary(path, content).replace(path)
-    _sync_folder(path.parent)
+    replace_file(path, content)
 
 
 @contextmanager
@@ -84,27 +84,9 @@ def lock_folder(folder: Path) -> Generator[None]:
 
 def _create_private_folder(folder: Path) -> None:
     """Make it; `Conflict` if others could put a file of theirs in the place of ours."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     for each in (folder, folder.parent):
         if stat.S_IMODE(each.stat().st_mode) & 0o002:
             raise Conflict(
                 f"everybody on this machine may change {str(each)!r}", hint=f"chmod 700 {each}"
             )
-
-
-def _write_temporary(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(fd)
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

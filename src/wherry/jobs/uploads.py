@@ -25,6 +25,7 @@ from wherry.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, TooLa
 from wherry.models.bundle import safe_relative_path
 from wherry.models.trust.files import list_paths
 from wherry.storage.blobs import explain_full_disk
+from wherry.storage.folders import make_folder, replace_file, sync_folder
 
 ID = re.compile(r"up_[0-9a-f]{32}")
 MAX_FILES = 1000
@@ -70,7 +71,7 @@ class Uploads:
         Raises:
             QuotaExceeded: the team has too many.
         """
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._folder)
         if sum(owner.team_id == team_id for _, owner in self._list()) >= MAX_UPLOADS_PER_TEAM:
             raise QuotaExceeded(
                 f"the team has {MAX_UPLOADS_PER_TEAM} uploads that no import has taken",
@@ -81,11 +82,12 @@ class Uploads:
         # complete before it has its name, so that no sweep ever meets one without an owner
         unfinished = self._folder / f".{upload_id}"
         with explain_full_disk():
-            (unfinished / FILES).mkdir(parents=True, mode=0o700)
+            make_folder(unfinished / FILES)
             (unfinished / LOCK).touch(mode=0o600)
             owner = Owner(team_id, time.time())
-            (unfinished / OWNER).write_bytes(msgspec.json.encode(owner))
+            replace_file(unfinished / OWNER, msgspec.json.encode(owner))
             unfinished.rename(self._folder / upload_id)
+            sync_folder(self._folder)
         return Upload(id=upload_id)
 
     def find(self, team_id: str, upload_id: str) -> Upload:
@@ -125,6 +127,7 @@ class Uploads:
             try:
                 if waiting:
                     await _run_to_end(opened.append, waiting)
+                await _run_to_end(opened.sync)
             finally:
                 opened.close()
         return await asyncio.to_thread(self.find, team_id, upload_id)
@@ -139,13 +142,13 @@ class Uploads:
                     raise _wrong_offset(path, 0, offset)
                 _check_room(folder / FILES, path)
             try:
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_folder(target.parent)
                 descriptor = os.open(target, _WRITE_FLAGS, 0o600)
             except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
                 raise InvalidInput(
                     f"{path!r} is a file and a folder of the upload at once", param="path"
                 ) from error
-            return _OpenFile(path, descriptor, locked, offset, self._max_file_bytes)
+            return _OpenFile(path, target.parent, descriptor, locked, offset, self._max_file_bytes)
         except BaseException:
             os.close(locked)
             raise
@@ -216,9 +219,16 @@ class _OpenFile:
     """A file that this request alone may append to, and the lock that keeps its upload there."""
 
     def __init__(
-        self, path: str, descriptor: int, locked: int, offset: int, max_bytes: int
+        self,
+        path: str,
+        folder: Path,
+        descriptor: int,
+        locked: int,
+        offset: int,
+        max_bytes: int,
     ) -> None:
         self._path = path
+        self._folder = folder
         self._descriptor = descriptor
         self._locked = locked
         self._max_bytes = max_bytes
@@ -248,6 +258,12 @@ class _OpenFile:
                 self._size += written
                 view = view[written:]
 
+    def sync(self) -> None:
+        """Wait until the disk has the bytes: a client that is told so does not send them again."""
+        with explain_full_disk():
+            os.fdatasync(self._descriptor)
+            sync_folder(self._folder)
+
     def close(self) -> None:
         """Let others write, or import."""
         os.close(self._descriptor)
@@ -261,9 +277,9 @@ def _wrong_offset(path: str, size: int, offset: int) -> Conflict:
 _WRITE_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-async def _run_to_end(work: Callable[[Any], None], argument: Any) -> None:
+async def _run_to_end(work: Callable[..., None], *arguments: Any) -> None:
     """Run in a thread; a task that is cancelled meanwhile still waits for the thread."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, argument))
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:

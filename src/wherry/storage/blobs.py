@@ -18,6 +18,7 @@ from typing import BinaryIO, Protocol
 import msgspec
 
 from wherry.errors import Conflict, InvalidInput, NotFound, Unavailable
+from wherry.storage.folders import make_folder, sync_folder
 
 CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -97,7 +98,7 @@ class LocalBlobs:
         self._folder = folder / "sha256"
         self._temporary = folder / "temporary"  # the same file system, so that rename is atomic
         for each in (self._folder, self._temporary):
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(each)
 
     def path(self, sha256: str) -> Path:
         """Where the blob is, or would be."""
@@ -189,12 +190,21 @@ class LocalBlobs:
 
     def _publish(self, temporary: Path, blob: Blob) -> None:
         target = self.path(blob.sha256)
-        if self._touch(blob.sha256):
-            return
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        temporary.chmod(0o444)
-        temporary.replace(target)
+        if not (self._is_sound(blob.sha256) and self._touch(blob.sha256)):
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary.chmod(0o444)
+            temporary.replace(target)
+        # also if it was there: who put it may not have come to this line, or not yet
         sync_folder(target.parent)
+        sync_folder(self._folder)
+
+    def _is_sound(self, sha256: str) -> bool:
+        """Whether the blob is there and undamaged; a damaged one is mended by the next put."""
+        try:
+            self.verify(sha256)
+        except (NotFound, Conflict, OSError):
+            return False
+        return True
 
     def _touch(self, sha256: str) -> bool:
         """Make a blob young again, so that no clean-up takes it before it is used."""
@@ -209,15 +219,6 @@ def check_sha256(sha256: str) -> None:
     """`InvalidInput` unless it is 64 lower-case hex digits: digests become file names."""
     if not SHA256.fullmatch(sha256):
         raise InvalidInput(f"{sha256[:80]!r} is not a SHA-256 in hex")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from wherry.errors import Conflict, InvalidInput, MissingExtra, Unavailable
+from wherry.storage.folders import make_folder, replace_file
 from wherry.storage.tables import events, revisions
 
 FILE_NAME = "wherry.db"
@@ -160,12 +161,12 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         Conflict: a newer Wherry wrote it.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     version_file = folder / VERSION_FILE_NAME
     try:
         found = version_file.read_text(encoding="ascii").strip()
     except FileNotFoundError:
-        version_file.write_text(f"{DATA_VERSION}\n", encoding="ascii")
+        replace_file(version_file, f"{DATA_VERSION}\n".encode())
         return
     if not found.isdecimal() or int(found) > DATA_VERSION:
         raise Conflict(
@@ -260,7 +261,7 @@ def _prepare_connection(connection: Any, _record: Any) -> None:
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
         "journal_mode = WAL",
-        "synchronous = NORMAL",
+        "synchronous = FULL",  # a commit that was acknowledged survives a power cut
         "foreign_keys = ON",
     ):
         connection.execute(f"PRAGMA {pragma}")

@@ -20,6 +20,7 @@ from zlib import crc32
 import msgspec
 
 from wherry.errors import InvalidInput
+from wherry.storage.folders import make_folder, sync_folder
 from wherry.telemetry import get_logger
 
 MAGIC = b"wherry journal 1\n"
@@ -98,6 +99,8 @@ class Segment:
         self.is_closed = False
         try:
             self._write(MAGIC)
+            self.sync()  # else a power cut could keep later sectors of the file without this line
+            sync_folder(folder)
         except OSError:
             self.close()
             self.path.unlink(missing_ok=True)
@@ -179,9 +182,7 @@ class Ballast:
 
 
 def _create_file(folder: Path) -> tuple[Path, int]:
-    if not folder.is_dir():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
+    make_folder(folder)
     for number in itertools.count(time.time_ns()):
         path = folder / f"{number:020d}{SUFFIX}"
         try:
@@ -190,18 +191,9 @@ def _create_file(folder: Path) -> tuple[Path, int]:
             continue
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:  # else a reader removed it before it was locked
-            _sync_folder(folder)
             return path, fd
         os.close(fd)
     raise AssertionError("counting never ends")
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # ------------------------------------------------------------------------------ reading

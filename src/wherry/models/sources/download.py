@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from wherry.errors import InvalidInput, NotFound, Unavailable
 from wherry.models.sources.source import Progress
-from wherry.storage.blobs import explain_full_disk, sync_folder
+from wherry.storage.blobs import explain_full_disk
+from wherry.storage.folders import sync_folder
 
 if TYPE_CHECKING:
     import httpx
@@ -61,6 +62,7 @@ def download(
             _fetch_all(url, part, client, progress)
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())  # a finished file is believed without being read again
         if found != sha256:
             part.unlink()
             raise InvalidInput(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from wherry.errors import Conflict, Unavailable
+from wherry.storage.folders import sync_folder
 from wherry.storage.migrations import HEAD, REVISIONS
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _back_up(database: Database, target: Path) -> None:
         with closing(database.engine.raw_connection()) as connection:
             connection.cursor().execute("VACUUM INTO ?", (str(temporary),))
         temporary.replace(target)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
