@@ -91,8 +91,8 @@ class DataPlane:
             await asyncio.sleep(0.01)
         raise AssertionError(f"worker {worker.id} was never {kind}")
 
-    async def start_worker(self, bundle: Path) -> WorkerHandle:
-        """A worker that is ready."""
+    async def start_worker(self, bundle: Path, **changes: Any) -> WorkerHandle:
+        """A worker that is ready; `changes` are fields of its spec."""
         self._count += 1
         spec = WorkerSpec(
             id=f"w{self._count}",
@@ -104,6 +104,7 @@ class DataPlane:
             bundle_folder=str(bundle),
             token=secrets.token_bytes(32),
         )
+        spec = msgspec.structs.replace(spec, **changes)
         worker = await self.placement.place(spec)
         await self.wait_for(worker, "ready")
         return worker

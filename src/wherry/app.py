@@ -44,6 +44,7 @@ from wherry.storage.blobs import LocalBlobs
 from wherry.storage.database import Database, prepare_folder
 from wherry.telemetry import configure_logging, get_logger
 from wherry.worker.launcher import die_with_parent
+from wherry.worker.sandbox.sandbox import Confinement
 
 log = get_logger("app")
 
@@ -170,6 +171,7 @@ class Server:
             runtime_options=runtime_options(settings),
             resolve_secret=resolve_secret,
             request_timeout_seconds=settings.stream_timeout_seconds,
+            confinement=Confinement(settings.sandbox, settings.worker_memory_mib),
         )
         self._budget = budget
         self._jobs = JobQueue(self._database, settings, self._run_folder)

@@ -90,6 +90,12 @@ class DoesNotFit(Conflict):
     code = "does_not_fit"
 
 
+class SandboxMissing(Conflict):
+    """The operator requires a sandbox that this machine's kernel cannot give."""
+
+    code = "sandbox_missing"
+
+
 class TryLater(WherryError):
     """Right now it cannot be served: repeat after `retry_after_seconds`."""
 

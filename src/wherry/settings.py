@@ -51,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     admin_key: str = ""
     """First admin key (at least 32 characters); default: one is made and kept 0600 in `data`."""
     allow_code: bool = False
-    """Allow models that bring Python code. It runs with the rights of the server's user."""
+    """Allow models that bring Python code; `sandbox` says what holds it."""
     allow_pickle: bool = False
     """Allow scikit-learn models as pickle or joblib: loading one can run any code in it."""
     trusted_sklearn_types: tuple[str, ...] = ()
@@ -74,6 +74,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Connections that one gateway serves at once, as far as its limit of open files allows."""
     memory_limit_mib: Annotated[int, Meta(ge=0)] = 0
     """Memory that models may use together; 0 = four fifths of this machine's."""
+    worker_memory_mib: Annotated[int, Meta(ge=0)] = 0
+    """Memory that one worker may use; 0 = twice what was measured at its import, and 1 GiB."""
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """`auto` holds models by all that the kernel has; `required` refuses them if a part is missing."""
     durability: Literal["process", "power"] = "process"
     """When a reply may leave: its record is in the kernel (`process`) or on disk (`power`)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

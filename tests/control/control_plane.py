@@ -38,6 +38,7 @@ from wherry.storage.blobs import LocalBlobs
 from wherry.storage.database import Connection, Database
 from wherry.storage.journal import JournalWriter
 from wherry.telemetry import Registry as MetricsRegistry
+from wherry.worker.sandbox.sandbox import Confinement, SandboxMode
 
 ANY = (TensorSpec("X", "", ()),)
 WAIT_SECONDS = 20.0
@@ -59,7 +60,9 @@ class BreakableDatabase(Database):
 class ControlPlane:
     """What a test drives."""
 
-    def __init__(self, folder: Path, run_folder: Path, limit_mib: int) -> None:
+    def __init__(
+        self, folder: Path, run_folder: Path, limit_mib: int, sandbox: SandboxMode
+    ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.database = BreakableDatabase.for_folder(folder)
@@ -89,6 +92,7 @@ class ControlPlane:
             runtime_options={"allow_code": True},
             resolve_secret=resolve_secret,
             request_timeout_seconds=60.0,
+            confinement=Confinement(sandbox),
         )
         self.hung: list[int] = []
         self.address = run_folder / "control.sock"
@@ -190,10 +194,12 @@ class ControlPlane:
 
 
 @asynccontextmanager
-async def control_plane(folder: Path, limit_mib: int = 0) -> AsyncIterator[ControlPlane]:
+async def control_plane(
+    folder: Path, limit_mib: int = 0, sandbox: SandboxMode = "auto"
+) -> AsyncIterator[ControlPlane]:
     """A control plane that ends with the test."""
     with tempfile.TemporaryDirectory(prefix="wherry-") as run_folder:
-        plane = ControlPlane(folder, Path(run_folder), limit_mib)
+        plane = ControlPlane(folder, Path(run_folder), limit_mib, sandbox)
         loop = asyncio.get_running_loop()
         works = (
             plane.controller.run(),
@@ -221,12 +227,15 @@ async def control_plane(folder: Path, limit_mib: int = 0) -> AsyncIterator[Contr
 
 
 def play(
-    folder: Path, story: Callable[[ControlPlane], Coroutine[Any, Any, None]], limit_mib: int = 0
+    folder: Path,
+    story: Callable[[ControlPlane], Coroutine[Any, Any, None]],
+    limit_mib: int = 0,
+    sandbox: SandboxMode = "auto",
 ) -> None:
     """Run a story in a control plane."""
 
     async def run() -> None:
-        async with control_plane(folder / "data", limit_mib) as plane:
+        async with control_plane(folder / "data", limit_mib, sandbox) as plane:
             await story(plane)
 
     asyncio.run(run())

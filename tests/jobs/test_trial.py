@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.jobs.conftest import Site
 
@@ -127,7 +128,8 @@ def test_the_width_of_a_row_is_learned_from_the_model(site: Site) -> None:
     assert measured.sample == {"row": [0.0, 0.0, 0.0]}
 
 
-def test_a_model_that_writes_into_its_folder_becomes_no_version(site: Site) -> None:
+@pytest.mark.parametrize("sandbox", ["auto", "off"])
+def test_a_model_that_writes_into_its_folder_becomes_no_version(site: Site, sandbox: Any) -> None:
     code = (
         "class Model:\n"
         "    def load(self, folder): (folder / 'cache.bin').write_text('x')\n"
@@ -135,14 +137,16 @@ def test_a_model_that_writes_into_its_folder_becomes_no_version(site: Site) -> N
     )
     bundle, _ = make_bundle(site.folder, code)
     publisher = Publisher(
-        settings=site.settings,
+        settings=msgspec.structs.replace(site.settings, sandbox=sandbox),
         registry=site.registry,
         folder=site.folder / "job",
         run_folder=site.run_folder,
         tell=lambda *_: None,
         check_current=lambda: None,
     )
-    with pytest.raises(errors.InvalidInput, match=r"wrote into its own folder: 'cache.bin'"):
+    # in the sandbox it cannot: what it tried is told; out of it, what it did
+    error = errors.ModelFailed if sandbox == "auto" else errors.InvalidInput
+    with pytest.raises(error, match=r"cache\.bin"):
         publisher.publish(site.team_id, "m", bundle, Wish())
     assert site.registry.models(site.team_id) == []
 

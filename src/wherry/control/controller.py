@@ -23,6 +23,7 @@ from wherry.control.store import Desired
 from wherry.gateway.route import DeploymentRoute, Snapshot
 from wherry.storage.database import Database, read_revisions
 from wherry.telemetry import get_logger
+from wherry.worker.sandbox.sandbox import Confinement
 
 log = get_logger("controller")
 
@@ -42,6 +43,7 @@ class Controller:
         runtime_options: the operator's settings that runtimes must know.
         resolve_secret: the value behind a reference in a spec's secrets.
         request_timeout_seconds: the longest a request may take where a spec does not say.
+        confinement: what holds workers.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Controller:
         runtime_options: Mapping[str, Any],
         resolve_secret: Callable[[str], str],
         request_timeout_seconds: float,
+        confinement: Confinement,
     ) -> None:
         self._database = database
         self._deployments = deployments
@@ -69,6 +72,7 @@ class Controller:
             resolve_secret=resolve_secret,
             request_timeout_seconds=request_timeout_seconds,
             on_change=self.wake_up,
+            confinement=confinement,
         )
         self._revisions: tuple[int, int] | None = None
         """Of the desired state that is acted on; None before any was read."""

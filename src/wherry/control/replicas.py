@@ -17,6 +17,7 @@ from wherry.control.rollout import Wanted
 from wherry.control.running import Replica, Running
 from wherry.storage.database import Database, add_event
 from wherry.telemetry import get_logger
+from wherry.worker.sandbox.sandbox import Confinement
 from wherry.worker.spec import FileEntry, WorkerSpec
 
 log = get_logger("control.replicas")
@@ -42,6 +43,7 @@ class Replicas:
         resolve_secret: the value behind a reference in a spec's secrets.
         request_timeout_seconds: the longest a request may take where a spec does not say.
         on_change: called when a worker became ready or ended.
+        confinement: what holds workers.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Replicas:
         resolve_secret: Callable[[str], str],
         request_timeout_seconds: float,
         on_change: Callable[[], None],
+        confinement: Confinement,
     ) -> None:
         self._running = running
         self._database = database
@@ -66,6 +69,7 @@ class Replicas:
         self._resolve_secret = resolve_secret
         self._request_timeout_seconds = request_timeout_seconds
         self._on_change = on_change
+        self._confinement = confinement
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -175,6 +179,11 @@ class Replicas:
             runtime_options=self._runtime_options,
             environment=version.environment,
             memory_mib=memory_of(version),
+            memory_limit_mib=self._confinement.memory_limit_mib(
+                memory_of(version), self._budget.limit_mib
+            ),
+            runtime=version.manifest.runtime,
+            sandbox=self._confinement.sandbox,
         )
 
     # ------------------------------------------------------------------ the end of a worker
@@ -236,6 +245,8 @@ class Replicas:
         running, replica = found
         replica.last_heard = time.monotonic()
         report = event.report
+        if report is not None and report.sandbox is not None and replica.sandbox is None:
+            replica.sandbox = report.sandbox  # the launcher's word; later ones are the worker's
         if event.kind == "ready" and report is not None:
             if replica.state == "starting":
                 replica.state = "ready"

@@ -10,6 +10,7 @@ from wherry.control.memory import memory_of
 from wherry.control.placement.placement import WorkerHandle
 from wherry.control.rollout import Failures, Wanted, count_replicas
 from wherry.control.store import Desired
+from wherry.worker.sandbox.sandbox import Sandbox
 
 NO_TROUBLE: tuple[str, str] = ("", "")
 
@@ -33,6 +34,8 @@ class Replica:
         """Of the first routes without it; None until they are published."""
         self.is_removing = False
         self.calibration: dict[str, Any] = {}
+        self.sandbox: Sandbox | None = None
+        """What holds it, once its launcher has told."""
 
     @property
     def is_live(self) -> bool:

@@ -24,6 +24,7 @@ HTTP_STATUS: dict[type[WherryError], int] = {
     errors.ModelNotFound: 404,
     errors.Conflict: 409,
     errors.DoesNotFit: 409,
+    errors.SandboxMissing: 409,
     errors.TryLater: 503,
     errors.QuotaExceeded: 429,
     errors.Overloaded: 503,

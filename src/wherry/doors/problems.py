@@ -88,8 +88,8 @@ def find_exposure(settings: Settings) -> list[Problem]:
                 severity="warning",
                 subject="allow_code",
                 what="models may bring Python code",
-                cause="no sandbox holds Python models yet: they run with the rights of the "
-                "server's user",
+                cause=f"sandbox = {settings.sandbox!r} decides what holds it, and pip runs the "
+                "set-up of its requirements as the server's user",
                 remedy="give the scope publish to people you trust, or unset WHERRY_ALLOW_CODE",
             )
         )

@@ -21,7 +21,7 @@ import msgspec
 import psutil
 
 from wherry import errors, frames
-from wherry.control.memory import PROCESS_MIB, WEIGHT_FACTOR
+from wherry.control.memory import PROCESS_MIB, WEIGHT_FACTOR, MemoryBudget
 from wherry.control.placement.local import Folders, LocalPlacement
 from wherry.control.placement.placement import WorkerHandle, describe_exit
 from wherry.frames import Call, Connection, Failure, Frame, Kind
@@ -29,6 +29,7 @@ from wherry.jobs.samples import make_sample, resize_sample
 from wherry.models.bundle import Manifest
 from wherry.settings import Settings, worker_environment
 from wherry.telemetry.log import escape_controls
+from wherry.worker.sandbox.sandbox import Confinement
 from wherry.worker.spec import Report, WorkerSpec
 
 LOAD_SECONDS = 900.0
@@ -119,13 +120,18 @@ def check_memory(bundle: Path) -> None:
     """`DoesNotFit` rather than a machine that swaps until something else is killed."""
     size_mib = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) >> 20
     need_mib = int(size_mib * WEIGHT_FACTOR) + PROCESS_MIB
-    free_mib = psutil.virtual_memory().available >> 20
+    free_mib = free_memory_mib()
     if need_mib > free_mib:
         raise errors.DoesNotFit(
             f"the model cannot be tried: it needs about {need_mib} MiB "
             f"({size_mib} MiB of files x {WEIGHT_FACTOR} + {PROCESS_MIB}), {free_mib} MiB are free",
             hint="stop a deployment, then try again",
         )
+
+
+def free_memory_mib() -> int:
+    """Of this machine, now."""
+    return psutil.virtual_memory().available >> 20
 
 
 def runtime_options(settings: Settings) -> dict[str, Any]:
@@ -168,6 +174,12 @@ class _Trial:
             token=secrets.token_bytes(32),
             runtime_options=runtime_options(settings),
             environment=environment,
+            runtime=manifest.runtime,
+            sandbox=settings.sandbox,
+            # its need is not known yet: all that there is
+            memory_limit_mib=Confinement(
+                worker_memory_mib=settings.worker_memory_mib or free_memory_mib()
+            ).memory_limit_mib(0, MemoryBudget(settings.memory_limit_mib).limit_mib),
         )
 
     async def run(self) -> Measured:

@@ -16,6 +16,7 @@ import msgspec
 
 from wherry import errors
 from wherry.worker.loop import Worker
+from wherry.worker.sandbox.sandbox import SOCKET_RUNTIMES, seal, seal_sockets
 from wherry.worker.spec import Report, WorkerConfig
 
 HEARTBEAT_SECONDS = 1.0
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--config-fd", type=int, required=True)
     arguments = parser.parse_args()
     config = read_config(arguments.config_fd)
+    seal(config.sandbox)
     set_title(config.spec.title)
     loop_factory = None
     if sys.platform != "win32":
@@ -73,6 +75,8 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
     try:
         worker = Worker(config)
         await worker.load()
+        if config.spec.runtime in SOCKET_RUNTIMES:
+            seal_sockets(config.sandbox)
     except Exception as error:  # noqa: BLE001 - any failure to load is told to the controller
         return report_failure(reports, error)
     stop = asyncio.Event()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
-import resource
 import signal
 import socket
 import sys
@@ -21,11 +20,17 @@ import msgspec
 from wherry import errors
 from wherry.models.trust.materialise import materialise
 from wherry.storage.blobs import LocalBlobs
-from wherry.worker.spec import LaunchOrder, Report, WorkerConfig, leave_for_child
+from wherry.worker.sandbox.limits import limit_always
+from wherry.worker.sandbox.sandbox import SOCKET_RUNTIMES, Cage, Sandbox, confine, is_trusted
+from wherry.worker.spec import (
+    LaunchOrder,
+    Report,
+    WorkerConfig,
+    fill_nameless,
+    open_nameless,
+)
 
 PR_SET_PDEATHSIG = 1
-MAX_WRITTEN_FILE_BYTES = 1 << 30
-MAX_OPEN_FILES = 4096
 
 
 def main() -> None:
@@ -40,16 +45,23 @@ def main() -> None:
     reports = socket.socket(fileno=arguments.report_fd)
     with os.fdopen(arguments.order_fd, "rb") as source:
         order = msgspec.msgpack.decode(source.read(), type=LaunchOrder)
-    reports.send(msgspec.json.encode(Report(state="fetching")) + b"\n")
+    send_report(reports, Report(state="fetching"))
+    config_fd = open_nameless()  # while that is allowed
     try:
         folder = fetch(order)
         python = find_python(order)
+        limit_always()
+        sandbox = enter_sandbox(order, folder, Path(python))
     except errors.WherryError as error:
         report = Report(state="failed", detail=f"{error.code}: {error.message}", hint=error.hint)
-        reports.send(msgspec.json.encode(report) + b"\n")
+        send_report(reports, report)
         sys.exit(3)
-    config_fd = leave_for_child(WorkerConfig(spec=order.spec, bundle_folder=str(folder)))
-    limit_resources()
+    if os.getppid() != arguments.parent:
+        sys.exit(4)  # it died while a change of user had made the kernel forget `die_with_parent`
+    send_report(reports, Report(state="loading", sandbox=sandbox))
+    fill_nameless(
+        config_fd, WorkerConfig(spec=order.spec, bundle_folder=str(folder), sandbox=sandbox)
+    )
     for descriptor in (arguments.listen_fd, arguments.report_fd, config_fd):
         os.set_inheritable(descriptor, True)
     reports.detach()
@@ -93,18 +105,40 @@ def find_python(order: LaunchOrder) -> str:
     return str(python)
 
 
-def limit_resources() -> None:
-    """Bounds that no healthy worker meets."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    lower_limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
-    lower_limit(resource.RLIMIT_FSIZE, MAX_WRITTEN_FILE_BYTES)
+def enter_sandbox(order: LaunchOrder, folder: Path, python: Path) -> Sandbox:
+    """Confine this process as the order says; `SandboxMissing` if that must be and cannot.
+
+    The worker that is executed next still does the last step itself.
+    """
+    spec = order.spec
+    if spec.sandbox == "off" or is_trusted(spec.runtime):
+        off = "switched off" if spec.sandbox == "off" else "its runtime is trusted"
+        return Sandbox(missing={"sandbox": off})
+    sandbox = confine(
+        Cage(
+            python=python,
+            bundle=folder.resolve(),
+            scratch=Path(order.scratch_folder).resolve(),
+            environment=python.parents[1] if spec.environment else None,
+            private=Path(order.blobs_folder).resolve().parent,
+            device=spec.device,
+            library_folders=tuple(map(Path, order.library_folders)),
+            memory_limit_mib=spec.memory_limit_mib,
+            unix_sockets=spec.runtime in SOCKET_RUNTIMES,
+        )
+    )
+    if spec.sandbox == "required" and sandbox.lacks:
+        lacking = "; ".join(f"{part}: {sandbox.missing[part]}" for part in sandbox.lacks)
+        raise errors.SandboxMissing(
+            f"the sandbox that this server requires cannot be made: {lacking}",
+            hint="wherry doctor says what is missing; the operator may set WHERRY_SANDBOX=auto",
+        )
+    return sandbox
 
 
-def lower_limit(which: int, value: int) -> None:
-    """Set a limit, or keep a stricter one."""
-    _, hard = resource.getrlimit(which)
-    bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (bound, bound))
+def send_report(reports: socket.socket, report: Report) -> None:
+    """One line to the placement."""
+    reports.send(msgspec.json.encode(report) + b"\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from wherry.worker.sandbox.sandbox import Sandbox, SandboxMode
+
 
 class FileEntry(msgspec.Struct, frozen=True):
     """One file of a bundle."""
@@ -42,6 +44,11 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     environment: str = ""
     """Digest of the Python environment; empty = the one that Wherry runs in."""
     memory_mib: int = 0
+    memory_limit_mib: int = 0
+    """Allocations beyond it fail; 0 = no bound of its own."""
+    runtime: str = ""
+    """As in the manifest; decides what the sandbox lets through."""
+    sandbox: SandboxMode = "auto"
     max_frame_credits: int = 64
 
     @property
@@ -59,6 +66,9 @@ class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
     bundles_folder: str
     environments_folder: str
     scratch_folder: str
+    """Of this worker alone."""
+    library_folders: tuple[str, ...] = ()
+    """Where native libraries are besides the usual places."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +76,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     spec: WorkerSpec
     bundle_folder: str
+    sandbox: Sandbox = Sandbox()
 
 
 class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -84,6 +95,8 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     finished: int = 0
     calibration: dict[str, Any] = {}
     """What the runtime chose at load (threads, batch sizes), for `wherry show`."""
+    sandbox: Sandbox | None = None
+    """What holds the worker; told by the launcher, before anything of the model runs."""
 
 
 def leave_for_child(message: msgspec.Struct) -> int:
@@ -91,12 +104,21 @@ def leave_for_child(message: msgspec.Struct) -> int:
 
     Not a pipe: those hold some kilobytes only, and whoever writes more waits for the reader.
     """
+    descriptor = open_nameless()
+    fill_nameless(descriptor, message)
+    return descriptor
+
+
+def open_nameless() -> int:
+    """An empty file without a name."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("wherry-worker")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
+        return os.memfd_create("wherry-worker")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def fill_nameless(descriptor: int, message: msgspec.Struct) -> None:
+    """Write a message into it, to be read from its beginning."""
     with os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(msgspec.msgpack.encode(message))
     os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ BASE_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "1000",  # spinning OpenMP threads starve a busy machine
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "JOBLIB_MULTIPROCESSING": "0",  # a worker may start no process: do not try, and warn
 }
 
 
@@ -49,9 +51,10 @@ class Folders(msgspec.Struct, frozen=True):
 class _Process:
     """One worker process and its descriptors."""
 
-    def __init__(self, handle: WorkerHandle, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, handle: WorkerHandle, popen: subprocess.Popen[bytes], scratch: Path) -> None:
         self.handle = handle
         self.popen = popen
+        self.scratch = scratch
         self.exited = asyncio.Event()
         self.partial_line = b""
 
@@ -83,7 +86,9 @@ class LocalPlacement:
         known = self._processes.get(spec.id)
         if known is not None and known.handle.generation == spec.generation:
             return known.handle
-        address = self._folders.run / f"{spec.id}.{spec.generation}.sock"
+        name = f"{spec.id}.{spec.generation}"
+        address = self._folders.run / f"{name}.sock"
+        scratch = self._folders.scratch / name
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             listener = theirs.enter_context(_listen(address))
             ours.callback(address.unlink)
@@ -93,12 +98,14 @@ class LocalPlacement:
             output, output_end = os.pipe()
             ours.callback(os.close, output)
             theirs.callback(os.close, output_end)
-            order_fd = leave_for_child(self._order(spec))
+            order_fd = leave_for_child(self._order(spec, scratch))
             theirs.callback(os.close, order_fd)
-            popen = self._spawn(listener, report_end, order_fd, output_end)
+            scratch.mkdir(parents=True, mode=0o700)
+            ours.callback(_remove_folder, scratch)
+            popen = self._spawn(listener, report_end, order_fd, output_end, scratch)
             ours.pop_all()  # kept, as there is a process to hear
         handle = WorkerHandle(spec.id, spec.generation, str(address), popen.pid, spec)
-        process = _Process(handle, popen)
+        process = _Process(handle, popen, scratch)
         self._processes[spec.id] = process
         self._watch_reports(process, reports)
         self._watch_output(process, output)
@@ -106,34 +113,41 @@ class LocalPlacement:
         self._emit(process, "starting")
         return handle
 
-    def _order(self, spec: WorkerSpec) -> LaunchOrder:
+    def _order(self, spec: WorkerSpec, scratch: Path) -> LaunchOrder:
         folders = self._folders
         return LaunchOrder(
             spec=spec,
             blobs_folder=str(folders.blobs),
             bundles_folder=str(folders.bundles),
             environments_folder=str(folders.environments),
-            scratch_folder=str(folders.scratch),
+            scratch_folder=str(scratch),
+            library_folders=tuple(
+                each for each in self._environment.get("LD_LIBRARY_PATH", "").split(":") if each
+            ),
         )
 
     def _spawn(
-        self, listener: socket.socket, reports: socket.socket, order_fd: int, output: int
+        self,
+        listener: socket.socket,
+        reports: socket.socket,
+        order_fd: int,
+        output: int,
+        scratch: Path,
     ) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "wherry.worker.launcher"]
         command += ["--listen-fd", str(listener.fileno())]
         command += ["--report-fd", str(reports.fileno())]
         command += ["--order-fd", str(order_fd), "--parent", str(os.getpid())]
         package_parent = str(Path(__file__).resolve().parents[3])
-        self._folders.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         return subprocess.Popen(
             command,
             env={
                 **self._environment,
-                "HOME": str(self._folders.scratch),
-                "TMPDIR": str(self._folders.scratch),
+                "HOME": str(scratch),
+                "TMPDIR": str(scratch),
                 "PYTHONPATH": package_parent,
             },
-            cwd=self._folders.scratch,
+            cwd=scratch,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -207,6 +221,7 @@ class LocalPlacement:
     def _bury(self, process: _Process) -> None:
         status = process.popen.wait()
         Path(process.handle.address).unlink(missing_ok=True)
+        _remove_folder(process.scratch)
         if self._processes.get(process.handle.id) is process:
             del self._processes[process.handle.id]
         process.exited.set()
@@ -265,6 +280,10 @@ def _listen(address: Path) -> socket.socket:
     address.chmod(0o600)
     listener.listen(BACKLOG)
     return listener
+
+
+def _remove_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _signal(popen: subprocess.Popen[bytes], number: int) -> None:

@@ -170,7 +170,7 @@ def _open(
 
 def _private_folder() -> Path:
     """A new 0700 folder whose path is short enough for a Unix socket."""
-    folder = Path(tempfile.mkdtemp(prefix="wherry-llama-"))
+    folder = Path(tempfile.mkdtemp(prefix="llama-"))
     if len(os.fsencode(folder / "llama.sock")) <= LONGEST_SOCKET_PATH:
         return folder
     folder.rmdir()
