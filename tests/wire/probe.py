@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ def worker_of(live: LiveServer, deployment: str) -> WorkerInfo:
     """The one worker of a deployment."""
     (found,) = [each for each in workers(live) if each.deployment == deployment]
     return found
+
+
+def gateway_pid(live: LiveServer) -> int:
+    """The process that answers."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(live.process.pid)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = [each for each in found.stdout.splitlines() if "wherry: gateway" in each]
+    return int(line.split()[0])
+
+
+def open_files(pid: int) -> int:
+    """Descriptors of a process."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def processor_seconds(pid: int) -> float:

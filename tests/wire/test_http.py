@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from tests.conftest import LiveServer
-from tests.wire.probe import check_error_shape, check_refusal, resident_mib, workers
+from tests.wire.probe import (
+    check_error_shape,
+    check_refusal,
+    gateway_pid,
+    open_files,
+    resident_mib,
+    workers,
+)
 
 OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/docs/{file}"}
 FLOWER = b'{"inputs":[{"name":"input","datatype":"FP32","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}'
@@ -176,18 +181,6 @@ def test_an_endless_body_is_cut_off(live: LiveServer):
         pass  # it was told, and cut off, while it still sent
     assert resident_mib(gateway_pid(live)) - before < 200
     assert live.http.get("/livez").status_code == 200
-
-
-def gateway_pid(live: LiveServer) -> int:
-    """The process that answers."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(live.process.pid)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (line,) = [each for each in found.stdout.splitlines() if "wherry: gateway" in each]
-    return int(line.split()[0])
 
 
 # ------------------------------------------------------------------------------ paths
@@ -415,8 +408,3 @@ def test_clients_that_vanish_leave_nothing_behind(live: LiveServer, wire: Wire):
         time.sleep(0.1)
     assert live.http.post("/v2/models/iris/infer", content=FLOWER).status_code == 200
     assert {each.pid for each in workers(live)} == pids
-
-
-def open_files(pid: int) -> int:
-    """Descriptors of a process."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

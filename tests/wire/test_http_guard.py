@@ -110,7 +110,7 @@ def serve(keep_alive_seconds: float) -> Iterator[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[str, int]]:
-    with serve(keep_alive_seconds=0.4) as address:
+    with serve(keep_alive_seconds=0.25) as address:
         yield address
 
 

@@ -82,6 +82,8 @@ class GuardedProtocol(HttpToolsProtocol):
     _refusal: Refusal | None = None
     """The connection's last answer; it waits for its turn."""
     _is_closing = False
+    _was_busy = True
+    """At the last look: it may have become idle at any time since."""
     _drains = 0
     """Times that a client which read too slowly caught up."""
     _timers: tuple[asyncio.TimerHandle, ...] = ()
@@ -322,10 +324,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._look_again()
         now = self.loop.time()
         is_busy = self._is_receiving or self.running is not None
-        if is_busy or self._messages != self._seen.messages:
+        if is_busy or self._was_busy or self._messages != self._seen.messages:
             self._idle_since = now
         elif now - self._idle_since >= self.timeout_keep_alive:
             self._inner.close()
+        self._was_busy = is_busy
         if now - self._seen.at >= self.stall_seconds - 0.01:
             if not self._end_if_not_read() and not self._is_closing:
                 self._end_if_not_sent()
