@@ -186,6 +186,9 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if before is None or before.response_complete:
             self.running = cycle
+        elif len(self.pipeline) <= MAX_PIPELINED // 2:
+            # uvicorn reads no more while requests wait, so it would not see that their client left
+            self.flow.resume_reading()
         # An answer that leaves before the request is whole ends the connection: what comes later
         # must not be taken for a request.
         self._keeps_alive = cycle.keep_alive

@@ -149,7 +149,7 @@ def begins(data: bytes) -> int:
 def check_seed(both: dict[str, LiveServer], seed: int) -> None:
     pieces = mutate(seed)
     lane, asgi = (last_words(live, pieces) for live in both.values())
-    assert steady(lane) == steady(asgi), (seed, pieces)
+    check_alike(steady(lane), steady(asgi), len(pieces) > 1, (seed, pieces))
     for replies in (lane, asgi):
         assert replies, (seed, pieces)
         assert len(replies) <= begins(b"".join(pieces)), (seed, pieces)
@@ -159,8 +159,20 @@ def check_seed(both: dict[str, LiveServer], seed: int) -> None:
 
 
 def steady(replies: list[Reply]) -> list[tuple[int, bytes]]:
-    """Statuses and bodies; whether an early refusal kept the connection hangs on the pieces."""
+    """Statuses and bodies."""
     return [(each.status, each.body) for each in replies]
+
+
+def check_alike(
+    lane: list[tuple[int, bytes]], asgi: list[tuple[int, bytes]], is_cut: bool, what: object
+) -> None:
+    """The same answers; but whether a refusal came before the rest of its request, and so ended
+    the connection, hangs on how the pieces met.
+    """
+    shorter, longer = sorted((lane, asgi), key=len)
+    if is_cut and shorter and 400 <= shorter[-1][0] < 500:
+        longer = longer[: len(shorter)]
+    assert shorter == longer, what
 
 
 def fuzz(both: dict[str, LiveServer], seeds: range) -> None:
