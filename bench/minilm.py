@@ -108,7 +108,7 @@ def build(folder: Path, quantised: bool = False) -> Path:
     shutil.copyfile(built, folder / "model.onnx")
     shutil.copyfile(fetch() / "tokenizer.json", folder / "tokenizer.json")
     (folder / "wherry.toml").write_text(
-        'format = 1\ntask = "feature-extraction"\nruntime = "onnx"\nlicence = "Apache-2.0"\n'
+        'task = "feature-extraction"\nruntime = "onnx"\nlicence = "Apache-2.0"\n'
         'files = ["model.onnx", "tokenizer.json"]\n'
         "[options]\ndimensions = 384\nmax_tokens = 256\n"
         '[sample]\ntext = "The cat sat on the mat."\n',

@@ -246,6 +246,9 @@ def _print_version(model: Model, version: Version | None) -> None:
             "size": format_bytes(card.size_bytes),
             "memory": f"{card.memory_mib} MiB" if card.memory_mib else "",
             "sample": msgspec.json.encode(card.sample).decode() if card.sample else "",
+            "running": ", ".join(
+                f"{name.replace('_', ' ')} {value}" for name, value in version.running.items()
+            ),
         }
     print_fields(fields)
 

@@ -80,6 +80,8 @@ class Version(Answer):
     created_at: float
     card: Card
     aliases: list[str] = []
+    running: dict[str, Any] = {}
+    """What its workers chose when they loaded it (threads, batch sizes); only while it runs."""
 
 
 class Model(Answer):

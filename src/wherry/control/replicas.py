@@ -24,6 +24,7 @@ log = get_logger("control.replicas")
 
 DRAIN_SECONDS = 10.0
 """What a worker gets to end beyond the deadline of its last request."""
+MAX_CALIBRATIONS = 1000
 SILENT_SECONDS = 15.0
 LOAD_SECONDS = 900.0
 HANG_GRACE_SECONDS = 10.0
@@ -70,6 +71,9 @@ class Replicas:
         self._request_timeout_seconds = request_timeout_seconds
         self._on_change = on_change
         self._confinement = confinement
+        self._calibrations: dict[str, dict[str, Any]] = {}
+        """By digest: what runtimes measured, so that the next worker need not. A worker has no
+        place of its own to keep it; it checks that the machine is the same."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -176,7 +180,7 @@ class Replicas:
             device=running.desired.spec.device,
             token=secrets.token_bytes(32),
             secrets=given if version.manifest.runtime == "upstream" else {},
-            runtime_options=self._runtime_options,
+            runtime_options=self._options_of(version.digest),
             environment=version.environment,
             memory_mib=memory_of(version),
             memory_limit_mib=self._confinement.memory_limit_mib(
@@ -185,6 +189,17 @@ class Replicas:
             runtime=version.manifest.runtime,
             sandbox=self._confinement.sandbox,
         )
+
+    def _options_of(self, digest: str) -> dict[str, Any]:
+        """What its runtime must know: the operator's settings, and what it measured before."""
+        known = self._calibrations.get(digest)
+        return self._runtime_options | ({"calibration": known} if known else {})
+
+    def _remember(self, digest: str, calibration: dict[str, Any]) -> None:
+        self._calibrations.pop(digest, None)
+        self._calibrations[digest] = calibration
+        while len(self._calibrations) > MAX_CALIBRATIONS:
+            del self._calibrations[next(iter(self._calibrations))]  # the oldest
 
     # ------------------------------------------------------------------ the end of a worker
 
@@ -252,6 +267,8 @@ class Replicas:
                 replica.state = "ready"
             replica.memory_mib = report.memory_mib or replica.memory_mib
             replica.calibration = report.calibration
+            if report.calibration:
+                self._remember(replica.wanted.version.digest, report.calibration)
             running.failures_of(replica.wanted.key).clear()
             running.remedy = ""
             self._note(running, replica, f"ready after {report.load_seconds:.2f} s")

@@ -214,7 +214,10 @@ class ModelsPart:
     async def model(self, inquiry: Inquiry) -> Response:
         """One model."""
         team_id, name = inquiry.principal.team_id, name_of(inquiry, "model")
-        return json_response(await asyncio.to_thread(self._parts.registry.model, team_id, name))
+        model = await asyncio.to_thread(self._parts.registry.model, team_id, name)
+        if model.latest is not None:
+            await self._add_running(team_id, model.latest)
+        return json_response(model)
 
     async def versions(self, inquiry: Inquiry) -> Response:
         """A model's versions, oldest first."""
@@ -226,7 +229,17 @@ class ModelsPart:
         """One version."""
         team_id = inquiry.principal.team_id
         ref = f"{name_of(inquiry, 'model')}@{number_of(inquiry, 'number')}"
-        return json_response(await asyncio.to_thread(self._parts.registry.describe, team_id, ref))
+        version = await asyncio.to_thread(self._parts.registry.describe, team_id, ref)
+        await self._add_running(team_id, version)
+        return json_response(version)
+
+    async def _add_running(self, team_id: str, version: schema.Version) -> None:
+        """What its workers chose, if the part that knows is there."""
+        try:
+            overview = await self._parts.uplink.ask("overview", team_id=team_id)
+        except errors.Unavailable:
+            return
+        version.running = overview["running"].get(f"{version.model}@{version.number}", {})
 
     # ------------------------------------------------------------------ making
 

@@ -187,7 +187,8 @@ class Worker:
         await self.executor.call(lambda: self.runtime.load(self.bundle, device))
         if self._batch is not None:
             rows = self.bundle.manifest.max_batch_rows or self._batch.max_batch_rows
-            self._batcher = Batcher(rows, self._batch.max_batch_cost)
+            spare_padding = getattr(self._batch, "spare_padding", -1.0)
+            self._batcher = Batcher(rows, self._batch.max_batch_cost, spare_padding)
             self.credits = max(self.credits, 2 * rows)
         elif self._concurrent is not None:
             self._slots = asyncio.Semaphore(self._concurrent.max_concurrency)
@@ -268,7 +269,7 @@ class Worker:
             work.outputs = [None] * len(items)
             if self._batch is not None:
                 for index, prepared in enumerate(items):
-                    self._batcher.add(Waiting((work, index), prepared, work.deadline))
+                    self._batcher.add(Waiting((work, index), prepared, work.deadline, work.arrived))
                 self._run_next()
             else:
                 for index, item in enumerate(items):

@@ -9,11 +9,12 @@ The bundle's first file is the graph. Options are documented where they are read
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from wherry.errors import InvalidInput
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.task import Signature, TaskInput, TaskOutput
+from wherry.worker.runtimes.calibration import Calibration, to_report
 from wherry.worker.runtimes.onnx_graph import Graph, open_graph
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 
@@ -33,13 +34,34 @@ class OnnxModel(Protocol):
         ...
 
 
+@runtime_checkable
+class Calibrated(Protocol):
+    """A model whose batches are chosen by measuring."""
+
+    spare_padding: float
+
+    def calibrate(self, known: object, device: str) -> Calibration | None:
+        """Take what is known, or measure; None if nothing is to be chosen."""
+        ...
+
+
 class OnnxRuntime:
     """One graph. One thread computes; more workers serve more."""
 
     max_batch_rows = 64
     max_batch_cost = 0
+    spare_padding = -1.0
     signature = Signature()
     """The graph's own tensors, once it is loaded."""
+
+    def __init__(self) -> None:
+        self.calibration: dict[str, Any] = {}
+        """What was measured at load, for `wherry show` and the next load."""
+        self._known: object = None
+
+    def configure(self, *, secrets: dict[str, str], options: dict[str, Any]) -> None:
+        """Take the calibration of an earlier load, if there is one."""
+        self._known = options.get("calibration")
 
     def load(self, bundle: Bundle, device: str) -> None:
         """Open the graph and answer a trial input: a file that opens may still not run."""
@@ -50,6 +72,10 @@ class OnnxRuntime:
         self.max_batch_rows = self.model.max_batch_rows
         if bundle.manifest.max_batch_rows:
             self.max_batch_rows = min(self.max_batch_rows, bundle.manifest.max_batch_rows)
+        if isinstance(self.model, Calibrated):
+            found = self.model.calibrate(self._known, device)
+            self.calibration = to_report(found, self.max_batch_rows, device)
+            self.spare_padding = self.model.spare_padding
         self.max_batch_cost = self.model.max_batch_cost
 
     def prepare(self, item: TaskInput) -> Prepared:

@@ -22,6 +22,7 @@ from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed, WherryErr
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.text import Embedding, TextInput, embedding_dimensions
+from wherry.worker.runtimes.calibration import Calibration, calibrate, recall
 from wherry.worker.runtimes.onnx_graph import Array, Graph, rows_agree, trial
 from wherry.worker.runtimes.onnx_scores import ScoreHead, check_rows, read_options
 from wherry.worker.runtimes.runtime import Prepared
@@ -57,6 +58,7 @@ class OnnxTexts(ABC):
 
     max_batch_rows = 64
     max_batch_cost = 512  # padded tokens: more at once is slower on one thread
+    spare_padding = -1.0
     outputs: tuple[str, ...] = ()
 
     def __init__(self, graph: Graph, bundle: Bundle) -> None:
@@ -71,6 +73,23 @@ class OnnxTexts(ABC):
         self.joining = self._find_joining()
         if self.joining == "none":
             self.max_batch_rows = 1
+
+    def calibrate(self, known: object, device: str) -> Calibration | None:
+        """Choose what a batch may hold by trying, or as an earlier load on this machine did."""
+        if self.max_batch_rows == 1 or self.fixed_tokens:
+            return None  # nothing is to be chosen
+        found = recall(known, device) or calibrate(
+            self._run_trial,
+            device,
+            most_tokens=self.encoder.max_tokens,
+            most_budget=self.max_batch_cost,
+        )
+        self.max_batch_cost, self.spare_padding = found.batch_tokens, found.spare_padding
+        return found
+
+    def _run_trial(self, rows: int, tokens: int) -> None:
+        short = self.encoder.encode(TextInput(TRIALS[0]), truncate=True)
+        self.forward([np.resize(short, tokens)] * rows)
 
     def prepare(self, item: TextInput) -> Prepared:
         """Tokenise; safe in many threads."""

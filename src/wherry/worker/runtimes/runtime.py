@@ -42,7 +42,13 @@ class ItemError(msgspec.Struct):
 
 @runtime_checkable
 class BatchRuntime(Protocol):
-    """Answers batches; called by one thread at a time after `load` (but `prepare`: any)."""
+    """Answers batches; called by one thread at a time after `load` (but `prepare`: any).
+
+    A runtime that measures its model at load may say so after it: `spare_padding`, the most tokens
+    of padding that one more item may cause in a batch (see `wherry.worker.batcher`), and
+    `calibration`, what it measured. That comes back as the option `calibration` of `configure` when
+    the same version is loaded again.
+    """
 
     max_batch_rows: int
     """Most rows `run` takes at once."""
