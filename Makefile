@@ -4,6 +4,7 @@ BIN := .venv/bin
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes \
 	--python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 ONCE ?=
+SOAK_SECONDS ?= 1200
 BENCH ?=
 PORT ?= 8000
 
@@ -71,6 +72,10 @@ bench: setup ## Measure beside the peers, 25 minutes (BENCH="small-json …": so
 .PHONY: bench-quick
 bench-quick: setup ## The same in 5 minutes: two peers, few rounds
 	$(BIN)/python -m bench --quick $(BENCH)
+
+.PHONY: test-soak
+test-soak: setup ## Load with random kills and disconnects, 20 minutes (SOAK_SECONDS=1200)
+	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/faults/test_soak.py
 
 .PHONY: lock
 lock: setup ## Choose the newest allowed versions of all packages, with their digests

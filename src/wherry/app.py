@@ -180,6 +180,7 @@ class Server:
             on_change=self._controller.wake_up,
             on_nudge=self._nudge,
             on_wake=self._controller.wake,
+            on_hung=self._controller.kill_hung,
             on_silent=supervisor.end_hung,
             ask=self._answer,
         )
@@ -447,10 +448,22 @@ class GatewayProcess:
         )
         meters = KeyMeters(1 / settings.gateways)
         self._settler = Settler(meters, self._journal, self._counts, status_of_code)
-        self._gateway = Gateway(order.name, settings, self._settler, self._wake)
-        self._uplink = Uplink(
-            order.control_address, order.name, os.getpid(), self._gateway.replace_routes
+        self._gateway = Gateway(
+            order.name,
+            settings,
+            self._settler,
+            self._wake,
         )
+        self._uplink = Uplink(
+            order.control_address,
+            order.name,
+            os.getpid(),
+            self._gateway.replace_routes,
+            on_ended=self._gateway.deaths.note,
+            on_poison=self._gateway.quarantine.learn,
+        )
+        self._gateway.tell_hung = self._uplink.tell_hung
+        self._gateway.quarantine.tell_others = self._uplink.tell_poison
         rows: list[Row] = []
         rows += self._make_rows(lambda: rows)
         hosts = frozenset({*settings.allowed_hosts, settings.host})

@@ -42,6 +42,12 @@ class FormatNotAllowed(InvalidInput):
     code = "format_not_allowed"
 
 
+class Quarantined(InvalidInput):
+    """The input made the model's workers crash: send another, or mend the model."""
+
+    code = "quarantined"
+
+
 class TooLarge(WherryError):
     """The body or the result is over a limit: send less at once."""
 

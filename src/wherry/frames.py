@@ -71,6 +71,9 @@ class Kind(enum.IntEnum):
     ASK = 35
     ANSWER = 36
     NUDGE = 37
+    HUNG = 38
+    ENDED = 39
+    POISON = 40
 
 
 class Usage(msgspec.Struct, array_like=True):
@@ -115,6 +118,8 @@ class Call(msgspec.Struct, array_like=True):
     """Time that remains, not a clock reading."""
     wants_gist: bool = False
     """Another version gets a copy, and the answers are compared."""
+    alone: bool = False
+    """Run it with no other request: it may be what killed a worker."""
 
 
 class Outcome(msgspec.Struct, array_like=True):

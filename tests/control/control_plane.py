@@ -101,6 +101,7 @@ class ControlPlane:
             on_change=self.controller.wake_up,
             on_nudge=self.controller.nudge,
             on_wake=self.controller.wake,
+            on_hung=self.controller.kill_hung,
             on_silent=self.hung.append,
             ask=self._answer,
         )
@@ -109,8 +110,15 @@ class ControlPlane:
         self.settler = Settler(KeyMeters(), self.journal, MetricsRegistry(), status_of_code)
         self.gateway = Gateway("gateway 0", Settings(), self.settler, self._wake)
         self.uplink = Uplink(
-            str(self.address), "gateway 0", os.getpid(), self.gateway.replace_routes
+            str(self.address),
+            "gateway 0",
+            os.getpid(),
+            self.gateway.replace_routes,
+            on_ended=self.gateway.deaths.note,
+            on_poison=self.gateway.quarantine.learn,
         )
+        self.gateway.tell_hung = self.uplink.tell_hung
+        self.gateway.quarantine.tell_others = self.uplink.tell_poison
         self._principal = msgspec.structs.replace(PRINCIPAL, team_id=self.team)
 
     async def _answer(self, _question: Any) -> Any:

@@ -7,7 +7,13 @@ import pytest
 from wherry.client.schema import DeploymentSpec, Replicas
 from wherry.control.autoscale import DOWN_AFTER_SECONDS, Autoscaler
 from wherry.control.memory import MemoryBudget
-from wherry.control.rollout import FREE_CRASHES, Failures, choose_routed, count_replicas
+from wherry.control.rollout import (
+    FREE_CRASHES,
+    MAX_CRASH_BACKOFF_SECONDS,
+    Failures,
+    choose_routed,
+    count_replicas,
+)
 from wherry.errors import DoesNotFit
 
 
@@ -55,8 +61,10 @@ def test_a_crash_is_answered_at_once_but_a_crash_loop_waits():
     for _ in range(FREE_CRASHES):
         failures.note(100.0, "killed", was_ready=True)
         assert failures.not_before <= 100.0
-    failures.note(100.0, "killed", was_ready=True)
-    assert failures.not_before > 100.0
+    for _ in range(50):
+        failures.note(100.0, "killed", was_ready=True)
+    assert 100.0 < failures.not_before <= 100.0 + MAX_CRASH_BACKOFF_SECONDS
+    assert failures.load_failures == 0, "what can load is not failing, whatever input ends it"
 
 
 def test_failed_loads_back_off_up_to_half_a_minute_and_are_forgiven():

@@ -73,6 +73,7 @@ class Controller:
             request_timeout_seconds=request_timeout_seconds,
             on_change=self.wake_up,
             confinement=confinement,
+            on_end=self._tell_ended,
         )
         self._revisions: tuple[int, int] | None = None
         """Of the desired state that is acted on; None before any was read."""
@@ -88,6 +89,13 @@ class Controller:
     def wake_up(self) -> None:
         """Something happened: take a turn now."""
         self._changed.set()
+
+    def _tell_ended(self, worker: str, is_crash: bool) -> None:
+        self.hub.tell_ended(worker, is_crash=is_crash)
+
+    def kill_hung(self, worker: str, why: str) -> None:
+        """A gateway waits in vain for a worker: end it, another one follows."""
+        self._replicas.kill_worker(worker, why)
 
     def nudge(self) -> None:
         """Desired state changed in the database."""

@@ -24,6 +24,7 @@ decode_report = msgspec.msgpack.Decoder(LoadReport).decode
 decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_epoch = msgspec.msgpack.Decoder(int).decode
 decode_wake = msgspec.msgpack.Decoder(tuple[str, str]).decode
+decode_hung = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
 SILENT_SECONDS = 15.0
 """Gateways report twice a second; one that says nothing for so long hangs."""
@@ -61,6 +62,10 @@ class GatewayLine:
             self.load = decode_report(frame.payload)
         elif frame.kind == Kind.WAKE:
             self._hub.on_wake(*decode_wake(frame.header))
+        elif frame.kind == Kind.HUNG:
+            self._hub.on_hung(*decode_hung(frame.header))
+        elif frame.kind == Kind.POISON:
+            self._hub.pass_on(self, bytes(frame.payload))
         elif frame.kind == Kind.NUDGE:
             self._hub.on_nudge()
         elif frame.kind == Kind.ASK:
@@ -75,6 +80,7 @@ class Hub:
         on_change: a gateway came, went or acknowledged.
         on_nudge: desired state has changed.
         on_wake: somebody waits for a deployment (team id, name).
+        on_hung: a worker hangs (id, why), as a gateway sees it.
         on_silent: a gateway hangs (pid); its line is closed.
         ask: answers gateways' questions.
     """
@@ -86,12 +92,14 @@ class Hub:
         on_change: Callable[[], None],
         on_nudge: Callable[[], None],
         on_wake: Callable[[str, str], None],
+        on_hung: Callable[[str, str], None],
         on_silent: Callable[[int], None],
         ask: Ask,
     ) -> None:
         self.on_change = on_change
         self.on_nudge = on_nudge
         self.on_wake = on_wake
+        self.on_hung = on_hung
         self.on_silent = on_silent
         self._ask = ask
         self.lines: set[GatewayLine] = set()
@@ -143,6 +151,16 @@ class Hub:
         self._snapshot = snapshot
         for line in self.lines:
             self._send_snapshot(line)
+
+    def tell_ended(self, worker: str, *, is_crash: bool) -> None:
+        """Tell all gateways how a worker ended, so that they know what to think of its requests."""
+        for line in self.lines:
+            line.connection.send(Kind.ENDED, header=(worker, is_crash), now=True)
+
+    def pass_on(self, sender: GatewayLine, digest: bytes) -> None:
+        """Tell all other gateways of a poisonous input."""
+        for line in self.lines - {sender}:
+            line.connection.send(Kind.POISON, payload=digest, now=True)
 
     def _send_snapshot(self, line: GatewayLine) -> None:
         line.connection.send(Kind.SNAPSHOT, payload=frames.encode(self._snapshot), now=True)

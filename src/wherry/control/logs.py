@@ -45,9 +45,12 @@ class WorkerLogs:
             if len(self._partial) > 1000:
                 self._partial.pop(next(iter(self._partial)))
         worker = f"{spec.model}@{spec.version} #{spec.replica}"
+        path = self.path(spec.deployment)
+        if self._is_spent(path):
+            return  # before it costs more than to drop it
         kept = [self._encode(worker, line) for line in lines if line]
         if kept:
-            self._append(self.path(spec.deployment), b"".join(kept))
+            self._append(path, b"".join(kept))
 
     def note(self, deployment: str, worker: str, text: str) -> None:
         """A line of the controller's own, beside the worker's."""
@@ -74,10 +77,15 @@ class WorkerLogs:
         except OSError:
             return  # a full disk must not stop the controller
 
-    def _may_write(self, path: Path, size: int) -> bool:
+    def _is_spent(self, path: Path) -> bool:
         window = int(time.monotonic())
         if window != self._window:
             self._window, self._written = window, {}
+        return self._written.get(path, 0) > MAX_BYTES_PER_SECOND
+
+    def _may_write(self, path: Path, size: int) -> bool:
+        if self._is_spent(path):
+            return False
         self._written[path] = self._written.get(path, 0) + size
         return self._written[path] <= MAX_BYTES_PER_SECOND
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 from wherry import errors
@@ -45,6 +47,8 @@ class Replicas:
         request_timeout_seconds: the longest a request may take where a spec does not say.
         on_change: called when a worker became ready or ended.
         confinement: what holds workers.
+        on_end: called with the id of a worker that ended, and whether it crashed: it did
+            not if somebody killed it from outside.
     """
 
     def __init__(
@@ -60,8 +64,11 @@ class Replicas:
         request_timeout_seconds: float,
         on_change: Callable[[], None],
         confinement: Confinement,
+        on_end: Callable[[str, bool], None],
     ) -> None:
         self._running = running
+        self._on_end = on_end
+        self._oom_kills = count_oom_kills()
         self._database = database
         self._placement = placement
         self._budget = budget
@@ -228,9 +235,19 @@ class Replicas:
             patience = LOAD_SECONDS if replica.state == "starting" else SILENT_SECONDS
             limit_ms = (self._request_limit(running) + HANG_GRACE_SECONDS) * 1000
             if now - replica.last_heard > patience or replica.busy_ms > limit_ms:
-                replica.detail = "it hung and was killed"
-                replica.is_removing = True
-                self._spawn(self._placement.kill(replica.handle))
+                self._kill(replica, "it hung and was killed")
+
+    def kill_worker(self, worker: str, why: str) -> None:
+        """End a worker that hangs, as a gateway sees it."""
+        for running, replica in self._all():
+            if replica.handle.id == worker and not replica.is_removing:
+                log.warning("worker hangs", deployment=running.desired.full_name, cause=why)
+                self._kill(replica, f"it hung and was killed: {why}")
+
+    def _kill(self, replica: Replica, cause: str) -> None:
+        replica.detail = cause
+        replica.is_removing = True
+        self._spawn(self._placement.kill(replica.handle))
 
     def _request_limit(self, running: Running) -> float:
         return running.desired.spec.limits.timeout_seconds or self._request_timeout_seconds
@@ -294,15 +311,25 @@ class Replicas:
     def _bury(self, running: Running, replica: Replica, status: int | None) -> None:
         del running.replicas[replica.handle.id]
         self._note(running, replica, f"ended with status {status}")
+        is_crash = self._is_crash(replica, status)
+        self._on_end(replica.handle.id, is_crash)
         if not replica.is_live:
             return  # as it should
         cause = replica.detail or describe_exit(status)
-        failures = running.failures_of(replica.wanted.key)
-        failures.note(time.monotonic(), cause, was_ready=replica.state == "ready")
+        was_ready = replica.state == "ready"
+        if is_crash or not was_ready:
+            failures = running.failures_of(replica.wanted.key)
+            failures.note(time.monotonic(), cause, was_ready=was_ready)
         log.warning(
             "worker ended", deployment=running.desired.full_name, cause=cause, status=status
         )
         self._spawn(self._record_end(running, cause))
+
+    def _is_crash(self, replica: Replica, status: int | None) -> bool:
+        """Whether it ended by itself: not if it was killed by somebody else than the kernel."""
+        oom_kills, self._oom_kills = self._oom_kills, count_oom_kills()
+        was_killed = status == -signal.SIGKILL and not replica.detail
+        return not was_killed or self._oom_kills > oom_kills
 
     def _note(self, running: Running, replica: Replica, text: str) -> None:
         worker = f"{replica.wanted.version.model}@{replica.wanted.version.number} #{replica.number}"
@@ -326,3 +353,12 @@ class Replicas:
             await asyncio.to_thread(write)
         except errors.Unavailable:
             return  # the log has it
+
+
+def count_oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory; 0 where it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line[9:]) for line in lines if line.startswith("oom_kill ")), 0)

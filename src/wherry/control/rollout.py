@@ -16,10 +16,16 @@ WINDOW_SECONDS = 60.0
 MAX_BACKOFF_SECONDS = 30.0
 FREE_CRASHES = 3
 """Crashes within the window that are answered by an immediate restart."""
+MAX_CRASH_BACKOFF_SECONDS = 1.0
+"""A worker that was ready can load: its crash is an input's fault, and other inputs wait."""
 
 
 class Failures:
-    """How often a version failed lately, and how long to wait before the next attempt."""
+    """How often a version failed lately, and how long to wait before the next attempt.
+
+    Only failed loads make a deployment `failing`. Crashes by an input are its fault alone: the
+    gateways refuse it (`wherry.gateway.quarantine`). Kills from outside are not counted at all.
+    """
 
     def __init__(self) -> None:
         self._at: list[float] = []
@@ -31,10 +37,12 @@ class Failures:
         """A worker ended that should not have."""
         self.cause = cause
         self._at = [at for at in self._at if now - at < WINDOW_SECONDS] + [now]
-        if not was_ready:
+        if was_ready:
+            count, longest = len(self._at) - FREE_CRASHES, MAX_CRASH_BACKOFF_SECONDS
+        else:
             self.load_failures += 1
-        count = self.load_failures if not was_ready else len(self._at) - FREE_CRASHES
-        delay = min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** min(count - 1, 10)) if count > 0 else 0.0
+            count, longest = self.load_failures, MAX_BACKOFF_SECONDS
+        delay = min(longest, 0.5 * 2 ** min(count - 1, 10)) if count > 0 else 0.0
         self.not_before = now + delay
 
     def clear(self) -> None:

@@ -141,10 +141,9 @@ class Running:
         """Why workers are missing and do not come by themselves soon, and what mends it."""
         if self.obstacle[0] or self.target == 0:
             return self.obstacle
-        ready, now = self.ready_by_version(), time.monotonic()
+        ready = self.ready_by_version()
         for each in self.wanted:
             failures = self.failures_of(each.key)
-            is_failing = failures.load_failures or now < failures.not_before
-            if is_failing and ready.get(each.key, 0) < self.target:
+            if failures.load_failures and ready.get(each.key, 0) < self.target:
                 return failures.cause, self.remedy or f"wherry logs {self.desired.spec.name}"
         return NO_TROUBLE

@@ -23,7 +23,7 @@ from wherry.telemetry import get_logger
 log = get_logger("supervisor")
 
 RESTART_SECONDS = 0.1
-MAX_RESTART_SECONDS = 5.0
+MAX_RESTART_SECONDS = 1.0
 STABLE_SECONDS = 10.0
 STOP_SECONDS = 30.0
 UNFIT_STATUS = 78

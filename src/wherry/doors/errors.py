@@ -16,6 +16,7 @@ HTTP_STATUS: dict[type[WherryError], int] = {
     errors.InvalidInput: 400,
     errors.ContextLengthExceeded: 400,
     errors.FormatNotAllowed: 422,
+    errors.Quarantined: 422,
     errors.TooLarge: 413,
     errors.NotAuthenticated: 401,
     errors.NotPermitted: 403,

@@ -68,12 +68,13 @@ class Exchange:
         "call",
         "code",
         "copy",
+        "crashes",
         "deadline",
         "deployment",
         "door",
-        "executions",
         "has_begun",
         "is_done",
+        "lane",
         "link",
         "number",
         "outcome",
@@ -118,6 +119,8 @@ class Exchange:
         """What shadow copies keep of it; None if it gets none."""
         self.version: VersionRoute | None = None
         self.queue: WaitingRoom | None = None
+        self.lane: Any = None
+        """Its place in `queue`, while it waits there."""
         self.link: Carrier | None = None
         self.admission: Any = None
         self.admitted_at = time.monotonic()
@@ -125,8 +128,8 @@ class Exchange:
         self.was_started = False
         self.attempts = 0
         """Times it was sent."""
-        self.executions = 0
-        """Times a worker began it."""
+        self.crashes = 0
+        """Times a worker died after it had begun it, and nobody had killed the worker."""
         self.has_begun = False
         self.is_done = False
         self.code = ""

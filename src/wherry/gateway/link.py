@@ -21,6 +21,10 @@ log = get_logger("gateway.link")
 
 MAX_ANSWER_BYTES = 512 << 20
 """A worker is not trusted: it may not make us allocate more."""
+OVERDUE_SECONDS = 0.8
+"""After its deadline a request's final frame is on its way, or the model does not end."""
+SILENT_SECONDS = 5.0
+"""Pings are answered by a thread of their own, unless the model holds the interpreter's lock."""
 
 decode_challenge = msgspec.msgpack.Decoder(frames.Challenge).decode
 decode_ready = msgspec.msgpack.Decoder(frames.Ready).decode
@@ -112,6 +116,28 @@ class WorkerLink:
         """Tell the worker that nobody waits for it."""
         if self._connection is not None and exchange.number in self._outstanding:
             self._connection.send(Kind.CANCEL, exchange.number, now=True)
+
+    def find_hang(self, now: float, patience_seconds: float) -> str:
+        """Why the worker must be killed: it is silent, or runs what should long have ended.
+
+        Args:
+            now: monotonic.
+            patience_seconds: how long a request may run at least.
+        """
+        silent = now - self.last_pong
+        if self._outstanding and silent > max(SILENT_SECONDS, patience_seconds):
+            return f"it said nothing for {silent:.0f} s while it had requests"
+        for exchange in self._outstanding.values():
+            late = now - exchange.deadline
+            if late < OVERDUE_SECONDS or not exchange.was_started:
+                continue
+            if now - exchange.started_at > patience_seconds:
+                return f"a request ran {late:.1f} s beyond its deadline"
+        return ""
+
+    def forgive_silence(self) -> None:
+        """This process was paused: that nothing was heard proves nothing."""
+        self.last_pong = time.monotonic()
 
     def ping(self) -> None:
         """Ask whether the executor moves."""
@@ -213,8 +239,6 @@ class WorkerLink:
     def _begin(self, exchange: Exchange) -> None:
         if not exchange.was_started:
             exchange.was_started = True
-            exchange.executions += 1
-        if not exchange.started_at:
             exchange.started_at = time.monotonic()
 
     def _take(self, number: int) -> Exchange | None:

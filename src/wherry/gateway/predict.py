@@ -15,6 +15,8 @@ from wherry import errors
 from wherry.frames import Call
 from wherry.gateway.admit import Inbound, LoadGuard, find_deployment, timeout_of
 from wherry.gateway.exchange import Exchange
+from wherry.gateway.link import WorkerLink
+from wherry.gateway.quarantine import Deaths, Quarantine
 from wherry.gateway.queue import VersionQueue
 from wherry.gateway.route import (
     DeploymentRoute,
@@ -34,6 +36,8 @@ from wherry.settings import Settings
 TICK_SECONDS = 0.05
 PING_SECONDS = 1.0
 STUCK_SECONDS = 5.0
+LOOK_SECONDS = 0.25
+PAUSE_SECONDS = 2.0
 
 
 class Gateway:
@@ -58,7 +62,11 @@ class Gateway:
         self.settler = settler
         self.routes = Routes()
         self.guard = LoadGuard(settings.max_in_flight_bytes, 1 / settings.gateways)
+        self.quarantine = Quarantine()
+        self.deaths = Deaths()
         self._wake = wake
+        self.tell_hung: Callable[[str, str], None] = lambda worker, why: None
+        """Tells the controller which worker hangs, and why we think so."""
         self._queues: dict[str, VersionQueue] = {}
         self._numbers = itertools.count(1)
         self._shadows = Shadows(
@@ -193,7 +201,9 @@ class Gateway:
         key = _queue_key(deployment, route)
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = VersionQueue(deployment, route, self.name, self._move)
+            queue = self._queues[key] = VersionQueue(
+                deployment, route, self.name, self._move, self.quarantine, self.deaths
+            )
         return queue
 
     def _find_queue(
@@ -225,18 +235,36 @@ class Gateway:
     # ------------------------------------------------------------------ time
 
     async def run(self) -> None:
-        """Deadlines and pings, until cancelled."""
-        next_ping = 0.0
+        """Deadlines, pings and hung workers, until cancelled."""
+        next_ping = next_look = last = 0.0
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._expire()
             now = time.monotonic()
+            if last and now - last > PAUSE_SECONDS:
+                for link in self._links():
+                    link.forgive_silence()
+            last = now
+            if now >= next_look:
+                next_look = now + LOOK_SECONDS
+                self._look_for_hangs(now)
             if now >= next_ping:
                 next_ping = now + PING_SECONDS
                 self._wake_what_is_waited_for()
-                for queue in self._queues.values():
-                    for link in queue.links.values():
-                        link.ping()
+                for link in self._links():
+                    link.ping()
+
+    def _links(self) -> list[WorkerLink]:
+        return [link for queue in self._queues.values() for link in queue.links.values()]
+
+    def _look_for_hangs(self, now: float) -> None:
+        for queue in self._queues.values():
+            limit = queue.deployment.timeout_seconds or self.settings.request_timeout_seconds
+            patience = queue.hang_seconds(limit)
+            for link in queue.links.values():
+                why = link.find_hang(now, patience)
+                if why:
+                    self.tell_hung(link.route.id, why)
 
     def _expire(self) -> None:
         tick = int(time.monotonic() / TICK_SECONDS)
@@ -261,8 +289,7 @@ class Gateway:
         now = time.monotonic()
         return [
             link.route.id
-            for queue in self._queues.values()
-            for link in queue.links.values()
+            for link in self._links()
             if link.is_ready and now - link.last_pong > STUCK_SECONDS
         ]
 

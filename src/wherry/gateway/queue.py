@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections.abc import Callable
 
 from wherry import errors
 from wherry.gateway.exchange import Exchange
 from wherry.gateway.link import WorkerLink
+from wherry.gateway.quarantine import Deaths, Quarantine, digest_of, quarantined
 from wherry.gateway.route import DeploymentRoute, VersionRoute, WorkerRoute
+from wherry.gateway.waiting import WaitingLine
 
 MAX_WAITING = 10_000
-MAX_EXECUTIONS = 2
-"""Times that a request may be executed: the first, and once more if its worker died."""
-MAX_SENDS = 5
-"""Times that it may be sent to a worker that turned out to be stopping."""
+"""When so many wait, keys with more than their share are refused; at twice as many, all are."""
+MAX_CRASHES = 2
+"""Workers that may end while they run a request, before it is taken for the cause."""
+MAX_SENDS = 8
+"""Times that a request may be sent to a worker that is stopping or is killed from outside."""
 RECONNECT_SECONDS = 0.2
 SMOOTHING = 0.1
+USUAL_RUN_FACTOR = 8.0
+MIN_HANG_SECONDS = 2.0
+FORGETTING = 0.999
+"""How slowly the longest run is forgotten, per answer."""
 
 
 class VersionQueue:
-    """Earliest deadline first; workers take as many as they gave credits for.
+    """Keys take turns; workers take as many requests as they gave credits for.
 
     Args:
         deployment: whose requests these are.
         version: the version that answers them.
         gateway: our name.
         move: takes requests that this queue cannot serve any more.
+        quarantine: inputs that are refused.
+        deaths: tells how workers ended.
     """
 
     def __init__(
@@ -37,6 +45,8 @@ class VersionQueue:
         version: VersionRoute,
         gateway: str,
         move: Callable[[list[Exchange]], None],
+        quarantine: Quarantine,
+        deaths: Deaths,
     ) -> None:
         self.deployment = deployment
         self.version = version
@@ -44,10 +54,11 @@ class VersionQueue:
         self.is_closed = False
         self._gateway = gateway
         self._move = move
-        self._waiting: list[tuple[float, int, Exchange]] = []
-        self._ended = 0
-        """How many of those have ended meanwhile: cancelled, or out of time."""
+        self._quarantine = quarantine
+        self._deaths = deaths
+        self._waiting = WaitingLine()
         self._seconds_per_answer = 0.0
+        self._longest_run_seconds = 0.0
         self._last_answer = 0.0
 
     # ------------------------------------------------------------------ in and out
@@ -57,27 +68,25 @@ class VersionQueue:
 
         Raises:
             Overloaded: it would wait longer than it may, or too many wait.
+            Quarantined: its input ended workers lately.
         """
+        if self._quarantine.banned:
+            self._quarantine.check(exchange)
         self._refuse_if_doomed(exchange)
         exchange.queue = self
-        self._push(exchange)
+        self._waiting.push(exchange)
         self.dispatch()
-
-    def _push(self, exchange: Exchange) -> None:
-        heapq.heappush(self._waiting, (exchange.deadline, exchange.number, exchange))
 
     def dispatch(self) -> None:
         """Send what waits to workers that have room."""
         while self._waiting:
-            exchange = self._waiting[0][2]
-            if exchange.is_done:
-                heapq.heappop(self._waiting)
-                self._ended -= 1
-                continue
+            exchange = self._waiting.first()
+            if exchange is None:
+                return
             link = self._choose_link(exchange.size)
             if link is None:
                 return
-            heapq.heappop(self._waiting)
+            self._waiting.pop()
             if not self.in_flight:
                 self._last_answer = time.monotonic()  # workers were idle until now
             link.send(exchange)
@@ -90,47 +99,71 @@ class VersionQueue:
         return best
 
     def take_back(self, lost: list[Exchange]) -> None:
-        """Requests whose worker is gone: send again what is safe, fail the rest."""
+        """Requests that their worker did not begin: another one gets them."""
         again: list[Exchange] = []
         for exchange in lost:
             if exchange.is_done:
                 continue
-            if self._may_send_again(exchange):
-                exchange.link = None
-                again.append(exchange)
-            else:
-                exchange.fail(_worker_lost(exchange))
+            if exchange.attempts >= MAX_SENDS:
+                exchange.fail(_no_worker())
+                continue
+            exchange.link = None
+            again.append(exchange)
         if self.is_closed:
             self._move(again)
             return
         for exchange in again:
-            self._push(exchange)
+            self._waiting.push(exchange)
         self.dispatch()
 
-    def _may_send_again(self, exchange: Exchange) -> bool:
-        if exchange.attempts >= MAX_SENDS:
-            return False
-        return not exchange.was_started or (
-            self.version.idempotent
-            and not exchange.call.stream
-            and exchange.executions < MAX_EXECUTIONS
-        )
+    def _take_back_from_the_dead(self, worker: str, lost: list[Exchange]) -> None:
+        """Repeat what is safe to repeat, each alone: one of them may be why the worker died."""
+        begun = [exchange for exchange in lost if exchange.was_started and not exchange.is_done]
+        repeated = [exchange for exchange in lost if not exchange.was_started]
+        for exchange in begun:
+            if not self.version.idempotent or exchange.call.stream:
+                if len(begun) == 1:
+                    self._accuse(worker, exchange)
+                exchange.fail(_worker_lost())
+                continue
+            exchange.call.alone = True
+            exchange.crashes += 1
+            if exchange.crashes < MAX_CRASHES:
+                repeated.append(exchange)
+            else:
+                self._judge(worker, exchange)
+        self.take_back(repeated)
+
+    def _accuse(self, worker: str, exchange: Exchange) -> None:
+        digest, quarantine = digest_of(exchange), self._quarantine
+        self._deaths.ask(worker, lambda is_crash: quarantine.accuse(digest) if is_crash else None)
+
+    def _judge(self, worker: str, exchange: Exchange) -> None:
+        """Once more if the worker was killed from outside, else never again."""
+
+        def decide(is_crash: bool) -> None:
+            if exchange.is_done:
+                return
+            if is_crash:
+                self._quarantine.ban(digest_of(exchange))
+                exchange.fail(quarantined(exchange))
+            else:
+                exchange.crashes -= 1
+                self.take_back([exchange])
+
+        self._deaths.ask(worker, decide)
 
     def note_end(self, exchange: Exchange) -> None:
         """One of this queue's requests has ended, wherever it was."""
-        if exchange.link is None:
-            self._ended += 1
-            if self._ended > len(self._waiting) // 2:
-                self._waiting = [entry for entry in self._waiting if not entry[2].is_done]
-                heapq.heapify(self._waiting)
-                self._ended = 0
+        if exchange.lane is not None:
+            self._waiting.note_end(exchange)
         elif exchange.outcome is not None:
-            self._learn_pace()
+            self._learn_pace(exchange.outcome.run_us / 1e6)
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a worker."""
-        return len(self._waiting) - self._ended
+        return len(self._waiting)
 
     @property
     def is_idle(self) -> bool:
@@ -145,8 +178,9 @@ class VersionQueue:
 
     # ------------------------------------------------------------------ time
 
-    def _learn_pace(self) -> None:
-        """Learn from an answer how fast answers come while there is work."""
+    def _learn_pace(self, run_seconds: float) -> None:
+        """Learn from an answer how fast answers come while there is work, and how long they run."""
+        self._longest_run_seconds = max(run_seconds, self._longest_run_seconds * FORGETTING)
         now = time.monotonic()
         if self._waiting or self.in_flight:
             passed = min(now - self._last_answer, 60.0)
@@ -157,18 +191,36 @@ class VersionQueue:
         """How long a request that comes now would wait before it is sent."""
         return self.waiting * self._seconds_per_answer
 
+    def hang_seconds(self, limit_seconds: float) -> float:
+        """How long a worker must have run a request before it counts as hung.
+
+        A caller that waits shorter than the model usually runs must not get its worker killed.
+        """
+        if not self._longest_run_seconds:
+            return limit_seconds
+        usual = USUAL_RUN_FACTOR * self._longest_run_seconds
+        return min(limit_seconds, max(MIN_HANG_SECONDS, usual))
+
     def _refuse_if_doomed(self, exchange: Exchange) -> None:
-        estimate = self.estimate_wait_seconds()
+        waiting = len(self._waiting)
+        if not waiting:
+            return
+        key = exchange.principal.key_id
+        estimate = self._waiting.ahead_of(key) * self._seconds_per_answer
         allowed = exchange.deadline - time.monotonic()
         if self.deployment.queue_seconds:
             allowed = min(allowed, self.deployment.queue_seconds)
-        if estimate > allowed or self.waiting >= MAX_WAITING:
+        if estimate > allowed or (waiting >= MAX_WAITING and self._is_full_for(key)):
             raise errors.Overloaded(
-                f"deployment {self.deployment.name!r} has {self.waiting} requests waiting, "
+                f"deployment {self.deployment.name!r} has {waiting} requests waiting, "
                 f"about {estimate:.1f} s of work",
                 hint="repeat later, or ask the operator for more replicas",
                 retry_after_seconds=max(1.0, estimate - allowed),
             )
+
+    def _is_full_for(self, key: str) -> bool:
+        waiting = len(self._waiting)
+        return waiting >= 2 * MAX_WAITING or self._waiting.has_its_share(key, MAX_WAITING)
 
     # ------------------------------------------------------------------ workers
 
@@ -190,10 +242,7 @@ class VersionQueue:
         for link in self.links.values():
             link.retire()
         self.links.clear()
-        waiting = [entry[2] for entry in sorted(self._waiting) if not entry[2].is_done]
-        self._waiting.clear()
-        self._ended = 0
-        self._move(waiting)
+        self._move(self._waiting.clear())
 
     def _link(self, worker: WorkerRoute) -> None:
         self.links[worker.id] = WorkerLink(worker, self._gateway, self.dispatch, self._on_lost)
@@ -205,7 +254,7 @@ class VersionQueue:
             loop = asyncio.get_running_loop()
             loop.call_later(RECONNECT_SECONDS, self._reconnect, link.route)
         if lost:
-            self.take_back(lost)
+            self._take_back_from_the_dead(link.route.id, lost)
 
     def _reconnect(self, worker: WorkerRoute) -> None:
         is_wanted = worker in self.version.workers and not self.is_closed
@@ -213,12 +262,14 @@ class VersionQueue:
             self._link(worker)
 
 
-def _worker_lost(exchange: Exchange) -> errors.WherryError:
-    if exchange.was_started:
-        return errors.WorkerLost(
-            "the model's worker died while it had the request, and it was not repeated",
-            hint="repeat it if the model may answer twice; the log has the cause",
-        )
+def _worker_lost() -> errors.WorkerLost:
+    return errors.WorkerLost(
+        "the model's worker died while it had the request, and it was not repeated",
+        hint="repeat it if the model may answer twice; the log has the cause",
+    )
+
+
+def _no_worker() -> errors.NotReady:
     return errors.NotReady(
         "the model's workers are stopping", hint="repeat in a moment", retry_after_seconds=1.0
     )

@@ -19,6 +19,7 @@ RECONNECT_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 
 decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
+decode_ended = msgspec.msgpack.Decoder(tuple[str, bool]).decode
 
 
 class Join(msgspec.Struct, array_like=True):
@@ -67,14 +68,25 @@ class Uplink:
         gateway: our name.
         pid: our process.
         on_snapshot: called with each newer snapshot; acknowledged when it returns.
+        on_ended: called with a worker's id and whether it crashed (or was killed from outside).
+        on_poison: called with the digest of an input that ends workers.
     """
 
     def __init__(
-        self, address: str, gateway: str, pid: int, on_snapshot: Callable[[Snapshot], None]
+        self,
+        address: str,
+        gateway: str,
+        pid: int,
+        on_snapshot: Callable[[Snapshot], None],
+        *,
+        on_ended: Callable[[str, bool], None] | None = None,
+        on_poison: Callable[[bytes], None] | None = None,
     ) -> None:
         self._address = address
         self._join = Join(gateway, pid)
         self._on_snapshot = on_snapshot
+        self._on_ended = on_ended
+        self._on_poison = on_poison
         self._connection: Connection | None = None
         self._closed = asyncio.Event()
         self._numbers = itertools.count(1)
@@ -124,6 +136,10 @@ class Uplink:
             future = self._asked.pop(frame.request_id, None)
             if future is not None and not future.done():
                 future.set_result(decode_told(frame.payload))
+        elif frame.kind == Kind.ENDED and self._on_ended is not None:
+            self._on_ended(*decode_ended(frame.header))
+        elif frame.kind == Kind.POISON and self._on_poison is not None:
+            self._on_poison(bytes(frame.payload))
 
     def _send(self, kind: Kind, number: int = 0, header: Any = None, payload: bytes = b"") -> None:
         if self._connection is not None:
@@ -132,6 +148,14 @@ class Uplink:
     def wake(self, deployment: DeploymentRoute) -> None:
         """Somebody waits for this deployment."""
         self._send(Kind.WAKE, header=(deployment.team_id, deployment.name))
+
+    def tell_hung(self, worker: str, why: str) -> None:
+        """A worker hangs: end it."""
+        self._send(Kind.HUNG, header=(worker, why))
+
+    def tell_poison(self, digest: bytes) -> None:
+        """An input ends workers: other gateways should refuse it too."""
+        self._send(Kind.POISON, payload=digest)
 
     def nudge(self) -> None:
         """Desired state has changed in the database: look now rather than at the next turn."""

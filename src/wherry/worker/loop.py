@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import secrets
 import socket
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ class Worker:
         self._batcher: Batcher[tuple[Work, int]] = Batcher(1)
         self._is_running = False
         self._slots = asyncio.Semaphore(1)
+        self._alone = asyncio.Lock()
         self._streams: set[asyncio.Task[None]] = set()
         self._streams_finished = 0
         self.draining = False
@@ -252,7 +254,11 @@ class Worker:
                 )
             work.encoder = start(work.decoded, call)
         if self._batch is not None:
-            return [self._batch.prepare(item) for item in items]
+            prepared = [self._batch.prepare(item) for item in items]
+            if call.alone:
+                for each in prepared:
+                    each.group = work  # equal to no other request's
+            return prepared
         return list(items)
 
     def _admit(self, work: Work, items: list[Any] | None, error: BaseException | None) -> None:
@@ -398,7 +404,7 @@ class Worker:
         runtime = self._concurrent
         assert runtime is not None
         try:
-            async with self._slots:
+            async with self._all_slots() if work.call.alone else self._slots:
                 if work.is_unwanted(time.monotonic()):
                     self.fail(work, _unwanted(work))
                     return
@@ -422,6 +428,21 @@ class Worker:
             self.fail(work, failure_of(error))
         finally:
             self._streams_finished += 1
+
+    @contextlib.asynccontextmanager
+    async def _all_slots(self) -> AsyncGenerator[None]:
+        """Let what runs end, and let nothing else begin."""
+        assert self._concurrent is not None
+        taken = 0
+        try:
+            async with self._alone:  # two that each had half of the slots would wait for ever
+                for _ in range(self._concurrent.max_concurrency):
+                    await self._slots.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._slots.release()
 
     def _send_event(self, work: Work, index: int, output: Any) -> None:
         assert work.encoder is not None

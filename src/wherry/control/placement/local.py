@@ -20,6 +20,8 @@ from wherry.worker.spec import LaunchOrder, Report, WorkerSpec, leave_for_child
 
 decode_report = msgspec.json.Decoder(Report).decode
 BACKLOG = 128
+OUTPUT_BYTES_AT_ONCE = 1 << 20
+OUTPUT_PAUSE_SECONDS = 0.05
 BASE_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -187,20 +189,31 @@ class LocalPlacement:
 
     def _watch_output(self, process: _Process, output: int) -> None:
         os.set_blocking(output, False)
+        taken = 0
 
         def readable() -> None:
+            nonlocal taken
             try:
                 data = os.read(output, 65536)
             except (BlockingIOError, InterruptedError):
                 return
             if data:
                 self._write_log(process.handle.spec, data)
+                taken += len(data)
+                if taken > OUTPUT_BYTES_AT_ONCE:
+                    # who floods waits: reading it all would cost this process its time
+                    taken = 0
+                    self._loop.remove_reader(output)
+                    self._loop.call_later(OUTPUT_PAUSE_SECONDS, listen_again)
             else:
                 self._write_log(process.handle.spec, b"\n")  # a last line may lack its end
                 self._loop.remove_reader(output)
                 os.close(output)
 
-        self._loop.add_reader(output, readable)
+        def listen_again() -> None:
+            self._loop.add_reader(output, readable)
+
+        listen_again()
 
     def _watch_exit(self, process: _Process) -> None:
         if hasattr(os, "pidfd_open"):
