@@ -552,17 +552,26 @@ class GatewayProcess:
 
     async def _choose_protocol(self) -> Any:
         """What speaks HTTP here: a protocol that works with the installed uvicorn."""
+        from wherry.doors.fast_lane import FastLane, FastLaneProtocol
         from wherry.doors.http_guard import GuardedProtocol
         from wherry.doors.self_check import choose_protocol
 
-        files = raise_open_files(self._settings.max_connections + SPARE_FILES)
+        settings = self._settings
+        files = raise_open_files(settings.max_connections + SPARE_FILES)
+        requests = self._counts.counter(
+            "wherry_fast_lane_requests_total", "Requests answered inside the HTTP protocol."
+        )
 
         class Protocol(GuardedProtocol):
-            stall_seconds = self._settings.client_stall_seconds
+            stall_seconds = settings.client_stall_seconds
             max_connections = max(1, files - SPARE_FILES)
 
+        class FastProtocol(FastLaneProtocol, Protocol):
+            lane = FastLane(self._app, self._gateway, self._authenticator, requests.labels())
+
         try:
-            return await choose_protocol(self._app, Protocol)
+            fast = FastProtocol if settings.fast_lane else None
+            return await choose_protocol(self._app, Protocol, fast)
         except errors.Internal as error:
             log.error("cannot serve HTTP", error=error.text)
             raise SystemExit(UNFIT_STATUS) from error

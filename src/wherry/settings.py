@@ -62,6 +62,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Largest uploaded model file."""
     max_in_flight_bytes: Positive = 512 << 20
     """Bytes of request bodies that one gateway holds at once."""
+    fast_lane: bool = True
+    """Answer the busiest requests inside the HTTP protocol; off, all take the ordinary way."""
     request_timeout_seconds: Seconds = 120.0
     """Deadline of a request that names none."""
     stream_timeout_seconds: Seconds = 600.0

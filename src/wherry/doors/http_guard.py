@@ -167,11 +167,15 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
+        self.begin_message()
+        super().on_message_begin()
+
+    def begin_message(self) -> None:
+        """Count from nothing for the request that begins."""
         self._is_in_body, self._is_receiving = False, True
         self._overhead_bytes = self._body_bytes = 0
         self._first_read_bytes = self._read_bytes
         self._messages += 1
-        super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head; after the body it is a trailer, which nobody reads."""

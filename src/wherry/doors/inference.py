@@ -8,14 +8,18 @@ import msgspec
 
 from wherry import __version__, errors
 from wherry.doors.errors import render_inference
-from wherry.doors.invoke import invoke
-from wherry.doors.route import Inquiry, Permission, Response, Row, json_response
+from wherry.doors.invoke import invoke_direct
+from wherry.doors.route import Direct, Inquiry, Permission, Response, Row, json_response
 from wherry.gateway.admit import find_deployment
 from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute, VersionRoute, choose_version
 from wherry.gateway.uplink import Uplink
 
-FORWARD = ("inference-header-content-length", "content-type", "content-encoding")
+INFER = Direct(
+    "inference",
+    "inference",
+    ("inference-header-content-length", "content-type", "content-encoding"),
+)
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 LOAD_SECONDS = 120.0
 
@@ -114,6 +118,7 @@ class InferenceDoor:
             body_limit=limit,
             request=dict if handler == self.infer else None,
             answer=dict,
+            direct=INFER if handler == self.infer else None,
         )
 
     # ------------------------------------------------------------------ the server
@@ -148,16 +153,7 @@ class InferenceDoor:
 
     async def infer(self, inquiry: Inquiry) -> Response:
         """Run a model on tensors."""
-        return await invoke(
-            self._gateway,
-            inquiry,
-            door="inference",
-            deployment=inquiry.params["name"],
-            version=inquiry.params.get("version", ""),
-            codec="inference",
-            body=await inquiry.body(),
-            forward=FORWARD,
-        )
+        return await invoke_direct(self._gateway, inquiry, INFER)
 
     async def model_ready(self, inquiry: Inquiry) -> Response:
         """Whether a version of a model is loaded."""

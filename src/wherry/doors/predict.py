@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from wherry.doors.errors import render_platform
-from wherry.doors.invoke import invoke
-from wherry.doors.route import Inquiry, Response, Row
+from wherry.doors.invoke import invoke_direct
+from wherry.doors.route import Direct, Inquiry, Response, Row
 from wherry.gateway.predict import Gateway
+
+PREDICT = Direct("predict", "predict", ("content-type",))
 
 
 class PredictDoor:
@@ -28,17 +30,10 @@ class PredictDoor:
                 answer=dict,
                 tag="predict",
                 body_limit=self._gateway.settings.max_body_bytes,
+                direct=PREDICT,
             )
         ]
 
     async def predict(self, inquiry: Inquiry) -> Response:
         """Answer one plain object."""
-        return await invoke(
-            self._gateway,
-            inquiry,
-            door="predict",
-            deployment=inquiry.params["name"],
-            codec="predict",
-            body=await inquiry.body(),
-            forward=("content-type",),
-        )
+        return await invoke_direct(self._gateway, inquiry, PREDICT)

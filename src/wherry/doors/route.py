@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from wherry import errors
@@ -29,7 +30,12 @@ Permission = Literal["open", "invoke", "publish", "operate", "admin", "any"]
 """`open` needs no key; `any` needs a key with any scope; the others need that scope."""
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
+JSON = b"application/json"
 HOST = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?$")
+
+
+Field = tuple[bytes, bytes]
+"""A header field, its name in lower case."""
 
 
 class Response(msgspec.Struct):
@@ -39,6 +45,8 @@ class Response(msgspec.Struct):
     status: int = 200
     content_type: str = "application/json"
     headers: dict[str, str] = {}
+    fields: list[Field] = []
+    """All header fields, finished; instead of the two above."""
 
 
 class Inquiry:
@@ -126,6 +134,28 @@ class Inquiry:
 Handler = Callable[[Inquiry], Awaitable[Response]]
 
 
+class Direct(msgspec.Struct, frozen=True):
+    """A row that hands its body on as it came: all that its handler does, as data.
+
+    Its path has a parameter `name` (the deployment), and may have `version`.
+    """
+
+    door: str
+    codec: str
+    forward: tuple[str, ...]
+    """Header fields that the codec needs, in lower case."""
+
+    @property
+    def forward_raw(self) -> tuple[tuple[bytes, str], ...]:
+        """`forward` with each name as bytes."""
+        return _raw_names(self.forward)
+
+
+@lru_cache(maxsize=64)
+def _raw_names(names: tuple[str, ...]) -> tuple[tuple[bytes, str], ...]:
+    return tuple((name.encode(), name) for name in names)
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a door's table."""
 
@@ -145,6 +175,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Accepted media types of the body; empty = not checked. An absent one is accepted."""
     status: int = 200
     streams: bool = False
+    direct: Direct | None = None
+    """Set where the handler only hands the body on; such rows have a fast lane."""
 
 
 class Doors:
@@ -172,10 +204,11 @@ class Doors:
         by_path: dict[str, dict[str, Row]] = {}
         for row in rows:
             by_path.setdefault(row.path, {})[row.method] = row
-        routes = [
+        self._methods_of = by_path
+        self._routes = [
             Route(path, endpoint=_Endpoint(self, methods)) for path, methods in by_path.items()
         ]
-        self._app = Starlette(routes=routes)
+        self._app = Starlette(routes=self._routes)
         self._app.router.redirect_slashes = False
         self._app.router.default = self._not_found
 
@@ -185,13 +218,22 @@ class Doors:
             return
         await self._app.router(scope, receive, send)
 
+    def find_row(self, method: str, path: str) -> tuple[Row | None, Mapping[str, str]]:
+        """The row that serves a path without escapes, and the path's parameters."""
+        scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match is not Match.NONE:
+                return self._methods_of[route.path].get(method), found["path_params"]
+        return None, {}
+
     async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         inquiry = Inquiry(scope, receive, {})
         error: errors.WherryError = errors.NotFound(
             f"no endpoint {scope['method']} {scope['path'][:200]!r}", hint="GET /docs lists them"
         )
         try:
-            self._check_host(_read_headers(scope))
+            self.check_host(_read_headers(scope).get("host", ""))
         except errors.WherryError as refusal:
             error = refusal
         render = renderer_of_path(scope["path"])
@@ -209,7 +251,7 @@ class Doors:
             inquiry = Inquiry(scope, receive, headers)
             if row is None and scope["method"] == "HEAD" and "GET" in methods:
                 row = methods["GET"]
-            self._check_host(headers)
+            self.check_host(headers.get("host", ""))
             if row is None:
                 await _send_error(
                     send,
@@ -232,25 +274,31 @@ class Doors:
             return
         except errors.WherryError as error:
             inquiry = inquiry or Inquiry(scope, receive, {})
-            extra = self._about_limits(inquiry, error)
-            await _send_error(send, inquiry, any_row.render, error, extra=extra)
+            response = self.render_error(any_row.render, error, inquiry.id, inquiry.caller)
+            await _send_response(send, inquiry, response)
             return
         except Exception:
             inquiry = inquiry or Inquiry(scope, receive, {})
             log.exception("unexpected error", request_id=inquiry.id, path=scope["path"][:200])
-            bug = errors.Internal("an unexpected error", hint="give the operator the request id")
-            await _send_error(send, inquiry, any_row.render, bug)
+            await _send_error(send, inquiry, any_row.render, self.explain_bug())
             return
         await _send_response(send, inquiry, response)
 
-    def _about_limits(self, inquiry: Inquiry, error: errors.WherryError) -> dict[str, str]:
-        if isinstance(error, errors.QuotaExceeded) and inquiry.caller is not None:
-            return self._limit_headers(inquiry.caller)
-        return {}
+    def render_error(
+        self, render: Renderer, error: errors.WherryError, number: str, caller: Principal | None
+    ) -> Response:
+        """An error as the protocol's clients read it, with what the caller's key has left."""
+        extra: Mapping[str, str] = {}
+        if isinstance(error, errors.QuotaExceeded) and caller is not None:
+            extra = self._limit_headers(caller)
+        return _render_error(render, error, number, extra)
 
-    def _check_host(self, headers: Mapping[str, str]) -> None:
+    def explain_bug(self) -> errors.Internal:
+        """What is told of an exception that nobody expected; the log has the rest."""
+        return errors.Internal("an unexpected error", hint="give the operator the request id")
+
+    def check_host(self, host: str) -> None:
         """Refuse foreign names, so that a web page cannot rebind its name to us."""
-        host = headers.get("host", "")
         if not HOST.match(host):
             raise errors.InvalidInput("the Host header is missing or malformed")
         if self._any_host:
@@ -333,20 +381,25 @@ def _parse_query(text: bytes) -> dict[str, str]:
 # ------------------------------------------------------------------------------ answers
 
 
-def _raw_headers(
-    inquiry: Inquiry, content_type: str, extra: Mapping[str, str]
-) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"content-type", _header_value(content_type)),
-        (b"x-request-id", inquiry.id.encode("latin-1")),
+def first_fields(number: str, content_type: str) -> list[Field]:
+    """The fields that every answer begins with."""
+    kind = JSON if content_type == "application/json" else header_value(content_type)
+    return [
+        (b"content-type", kind),
+        (b"x-request-id", number.encode("latin-1")),
         (b"x-content-type-options", b"nosniff"),
     ]
+
+
+def all_fields(number: str, content_type: str, extra: Mapping[str, str]) -> list[Field]:
+    """The fields of an answer, but for its length."""
+    fields = first_fields(number, content_type)
     for name, value in extra.items():
-        headers.append((name.encode("latin-1"), _header_value(value)))
-    return headers
+        fields.append((name.encode("latin-1"), header_value(value)))
+    return fields
 
 
-def _header_value(text: str) -> bytes:
+def header_value(text: str) -> bytes:
     """Some values come from workers, which are not trusted: none may begin another header."""
     if not text.isprintable():
         text = "".join(each if each.isprintable() else " " for each in text)
@@ -361,49 +414,43 @@ async def _send_error(
     status: int | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    rendered_status, body, headers = render(error, inquiry.id)
-    if extra:
-        headers |= extra
-    if rendered_status == 401:
+    response = _render_error(render, error, inquiry.id, extra or {})
+    response.status = status or response.status
+    await _send_response(send, inquiry, response)
+
+
+def _render_error(
+    render: Renderer, error: errors.WherryError, number: str, extra: Mapping[str, str]
+) -> Response:
+    status, body, headers = render(error, number)
+    headers |= extra
+    if status == 401:
         headers["www-authenticate"] = 'Bearer realm="wherry"'
-    if rendered_status == 413:
+    if status == 413:
         headers["connection"] = "close"
-    await _send_whole(send, inquiry, status or rendered_status, body, "application/json", headers)
-
-
-async def _send_whole(
-    send: Send,
-    inquiry: Inquiry,
-    status: int,
-    body: bytes | bytearray | memoryview,
-    content_type: str,
-    extra: Mapping[str, str],
-) -> None:
-    headers = _raw_headers(inquiry, content_type, extra)
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    if inquiry.method == "HEAD":
-        body = b""
-    await send(
-        {
-            "type": "http.response.body",
-            "body": bytes(body) if isinstance(body, memoryview) else body,
-        }
-    )
+    fields = all_fields(number, "application/json", headers)
+    fields.append((b"content-length", b"%d" % len(body)))
+    return Response(body, status, fields=fields)
 
 
 async def _send_response(send: Send, inquiry: Inquiry, response: Response) -> None:
     body = response.body
-    if isinstance(body, (bytes, bytearray, memoryview)):
-        await _send_whole(
-            send, inquiry, response.status, body, response.content_type, response.headers
-        )
+    fields = response.fields or all_fields(inquiry.id, response.content_type, response.headers)
+    start = {"type": "http.response.start", "status": response.status, "headers": fields}
+    if not isinstance(body, (bytes, bytearray, memoryview)):
+        await send(start)
+        async for piece in body:
+            await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
         return
-    headers = _raw_headers(inquiry, response.content_type, response.headers)
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    async for piece in body:
-        await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    if not response.fields:
+        fields.append((b"content-length", b"%d" % len(body)))
+    await send(start)
+    if inquiry.method == "HEAD":
+        body = b""
+    elif isinstance(body, memoryview):
+        body = bytes(body)
+    await send({"type": "http.response.body", "body": body})
 
 
 encode_json = msgspec.json.Encoder().encode

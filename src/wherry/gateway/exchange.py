@@ -17,6 +17,12 @@ MAX_UNREAD_BYTES = 4 << 20
 """A client that reads a stream more slowly than this is cut off."""
 
 
+NOTHING_USED = Usage()
+
+OnEnd = Callable[["Answer | None", "errors.WherryError | None"], None]
+"""Called once with the answer of a unary request, or with its error."""
+
+
 class Carrier(Protocol):
     """What has the request now: the link to a worker."""
 
@@ -53,14 +59,20 @@ class Exchange:
 
     `settle` is called with it at its end and must call back when its record is kept; only then
     does the waiter see the answer, so that a final success always has its record.
+
+    Who waits is a coroutine in `answer` (or `first` and `chunks`), or, without a task of its own,
+    the function `on_end`.
     """
 
     __slots__ = (
         "_answer",
         "_chunks",
-        "_future",
+        "_closing_event",
+        "_error",
+        "_on_end",
         "_settle",
         "_unread_bytes",
+        "_waiter",
         "admission",
         "admitted_at",
         "attempts",
@@ -102,6 +114,7 @@ class Exchange:
         pinned: str = "",
         sticky: str = "",
         settle: Callable[[Exchange, Callable[[Exception | None], None]], None],
+        on_end: OnEnd | None = None,
     ) -> None:
         self.number = number
         self.call = call
@@ -133,12 +146,15 @@ class Exchange:
         self.has_begun = False
         self.is_done = False
         self.code = ""
-        self.usage = Usage()
+        self.usage = NOTHING_USED
         self.outcome: Outcome | None = None
         self._settle = settle
+        self._on_end = on_end
+        self._closing_event: bytes | memoryview = b""
         self._answer: Answer | None = None
-        self._future: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
-        self._chunks: deque[bytes | memoryview] = deque()
+        self._error: errors.WherryError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._chunks: deque[bytes | memoryview] | None = None
         self._unread_bytes = 0
 
     # ------------------------------------------------------------------ how it ends
@@ -150,16 +166,20 @@ class Exchange:
         self._end("ok")
         self.outcome = outcome
         self.usage = outcome.usage
+        self._closing_event = body
+        self._settle(self, self._on_kept)
 
-        def kept(error: Exception | None) -> None:
-            if error is not None:
-                self._reject(_not_recorded())
-                return
-            if self.call.stream and len(body):
-                self._chunks.append(body)
-            self._resolve(Answer(self, outcome, body))
-
-        self._settle(self, kept)
+    def _on_kept(self, failure: Exception | None) -> None:
+        """The record of an answer is safe, or cannot be made."""
+        body, outcome = self._closing_event, self.outcome
+        assert outcome is not None
+        if failure is not None:
+            self._reject(_not_recorded())
+            return
+        if self.call.stream and len(body):
+            self._queue_chunk(body)
+        self._answer = Answer(self, outcome, body)
+        self._tell()
 
     def fail(self, error: errors.WherryError, usage: Usage | None = None) -> None:
         """It ends with an error."""
@@ -179,38 +199,42 @@ class Exchange:
     def add_chunk(self, chunk: memoryview) -> bool:
         """More of a stream; False if the client reads too slowly."""
         self.has_begun = True
-        self._chunks.append(chunk)
+        self._queue_chunk(chunk)
         self._unread_bytes += len(chunk)
-        if not self._future.done():
-            self._future.set_result(None)
+        self._tell()
         return self._unread_bytes <= MAX_UNREAD_BYTES
 
-    def _resolve(self, answer: Answer) -> None:
-        self._answer = answer
-        if not self._future.done():
-            self._future.set_result(answer)
+    def _queue_chunk(self, chunk: bytes | memoryview) -> None:
+        if self._chunks is None:
+            self._chunks = deque()
+        self._chunks.append(chunk)
 
     def _reject(self, error: errors.WherryError) -> None:
-        if not self._future.done():
-            self._future.set_exception(error)
-            self._future.exception()  # a client that left never asks for it
-        else:
-            # the stream waits for nothing: leave the error for its next look
-            self._future = asyncio.get_running_loop().create_future()
-            self._future.set_exception(error)
-            self._future.exception()
+        self._error = error
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._on_end is not None:
+            self._on_end(self._answer, self._error)
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # ------------------------------------------------------------------ who waits
 
     async def answer(self) -> Answer:
         """The answer of a unary request, or its error raised."""
-        answer = await self._future
-        assert answer is not None
-        return answer
+        while self._answer is None:
+            if self._error is not None:
+                raise self._error
+            await self._change()
+        return self._answer
 
     async def first(self) -> None:
         """Wait until a stream has something to read; an error before that is raised."""
-        await self._future
+        while not self._chunks and self._answer is None:
+            if self._error is not None:
+                raise self._error
+            await self._change()
 
     async def chunks(self) -> AsyncIterator[bytes | memoryview]:
         """The events of a stream; an error in mid-stream is raised after what was sent."""
@@ -223,15 +247,17 @@ class Exchange:
                     self._chunks.clear()
                 self._unread_bytes = 0
                 yield chunk
-                continue
-            if self._answer is not None:
+            elif self._answer is not None:
                 return
-            future = self._future
-            if future.done():
-                if future.exception() is not None:
-                    raise future.exception()  # type: ignore[misc]
-                self._future = future = asyncio.get_running_loop().create_future()
-            await future
+            elif self._error is not None:
+                raise self._error
+            else:
+                await self._change()
+
+    async def _change(self) -> None:
+        """Wait for anything new."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
 
 def _not_recorded() -> errors.Unavailable:

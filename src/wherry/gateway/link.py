@@ -63,6 +63,7 @@ class WorkerLink:
         self._credit_bytes = 0
         self._outstanding: dict[int, Exchange] = {}
         self._outstanding_bytes = 0
+        self._is_room_planned = False
         self._nonce = secrets.token_bytes(16)
         self._connection: Connection | None = None
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
@@ -246,10 +247,16 @@ class WorkerLink:
         exchange = self._outstanding.pop(number, None)
         if exchange is not None:
             self._outstanding_bytes -= exchange.size
-            asyncio.get_running_loop().call_soon(self._on_room)
+            if not self._is_room_planned:
+                self._is_room_planned = True
+                asyncio.get_running_loop().call_soon(self._tell_room)
             if self.is_retired:
                 self._close_if_retired()
         return exchange
+
+    def _tell_room(self) -> None:
+        self._is_room_planned = False
+        self._on_room()
 
     def _close_if_retired(self) -> None:
         if not self._outstanding and self._connection is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from wherry import errors
 from wherry.frames import Call
 from wherry.gateway.admit import Inbound, LoadGuard, find_deployment, timeout_of
-from wherry.gateway.exchange import Exchange
+from wherry.gateway.exchange import Exchange, OnEnd
 from wherry.gateway.link import WorkerLink
 from wherry.gateway.quarantine import Deaths, Quarantine
 from wherry.gateway.queue import VersionQueue
@@ -33,6 +33,7 @@ from wherry.gateway.shadow import Shadows
 from wherry.gateway.tally import VersionLoad
 from wherry.settings import Settings
 
+QueueKey = tuple[str, str, int, str]
 TICK_SECONDS = 0.05
 PING_SECONDS = 1.0
 STUCK_SECONDS = 5.0
@@ -67,7 +68,7 @@ class Gateway:
         self._wake = wake
         self.tell_hung: Callable[[str, str], None] = lambda worker, why: None
         """Tells the controller which worker hangs, and why we think so."""
-        self._queues: dict[str, VersionQueue] = {}
+        self._queues: dict[QueueKey, VersionQueue] = {}
         self._numbers = itertools.count(1)
         self._shadows = Shadows(
             self._find_queue,
@@ -80,8 +81,12 @@ class Gateway:
 
     # ------------------------------------------------------------------ the story
 
-    def predict(self, inbound: Inbound) -> Exchange:
+    def predict(self, inbound: Inbound, on_end: OnEnd | None = None) -> Exchange:
         """Admit a request and let it run; the exchange yields its answer or its error.
+
+        Args:
+            inbound: the request.
+            on_end: told the answer or the error, later, instead of a coroutine that waits.
 
         Raises:
             WherryError: it was refused at once; nothing was executed or recorded.
@@ -93,7 +98,7 @@ class Gateway:
         sticky = sticky_of(deployment, inbound.sticky, who.team_id, who.key_id, inbound.request_id)
         route = choose_version(deployment, pinned, sticky)
         self._refuse_if_impatient(inbound, deployment, route)
-        exchange = self._admit(inbound, deployment, route, pinned, sticky)
+        exchange = self._admit(inbound, deployment, route, pinned, sticky, on_end)
         if deployment.shadows:
             self._shadows.choose(exchange)
         try:
@@ -120,6 +125,7 @@ class Gateway:
         route: VersionRoute,
         pinned: str,
         sticky: str,
+        on_end: OnEnd | None,
     ) -> Exchange:
         admission = self.settler.reserve(inbound.principal, inbound.tokens_bound)
         try:
@@ -149,6 +155,7 @@ class Gateway:
             pinned=pinned,
             sticky=sticky,
             settle=self._settle,
+            on_end=on_end,
         )
         exchange.version = route
         exchange.admission = admission
@@ -180,7 +187,7 @@ class Gateway:
     def replace_routes(self, snapshot: Snapshot) -> None:
         """Follow the controller: new queues, moved requests, closed links."""
         self.routes.replace(snapshot)
-        wanted: dict[str, tuple[DeploymentRoute, VersionRoute]] = {}
+        wanted: dict[QueueKey, tuple[DeploymentRoute, VersionRoute]] = {}
         for deployment in snapshot.deployments:
             if deployment.is_servable:
                 for route in deployment.versions:
@@ -209,8 +216,7 @@ class Gateway:
     def _find_queue(
         self, deployment: DeploymentRoute, version: VersionRoute | ShadowRoute
     ) -> VersionQueue | None:
-        name = f"{deployment.full_name}/{version.model}@{version.number}/{version.digest}"
-        return self._queues.get(name)
+        return self._queues.get(_queue_key(deployment, version))
 
     def _move(self, exchanges: list[Exchange]) -> None:
         """Requests whose version left before they were sent go to what is served now."""
@@ -333,5 +339,5 @@ class Gateway:
                 link.close()
 
 
-def _queue_key(deployment: DeploymentRoute, route: VersionRoute) -> str:
-    return f"{deployment.full_name}/{route.key}/{route.digest}"
+def _queue_key(deployment: DeploymentRoute, route: VersionRoute | ShadowRoute) -> QueueKey:
+    return deployment.full_name, route.model, route.number, route.digest

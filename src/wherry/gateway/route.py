@@ -11,6 +11,8 @@ import msgspec
 
 from wherry import errors
 
+SERVABLE = frozenset({"ready", "degraded", "starting", "idle"})
+
 
 class WorkerRoute(msgspec.Struct, frozen=True, array_like=True):
     """A worker that is ready."""
@@ -75,16 +77,17 @@ class DeploymentRoute(msgspec.Struct, frozen=True, array_like=True):
     """Who always meets the same version: each key, or (while a canary is judged) nobody but those
     who send `x-wherry-sticky`."""
     shadows: tuple[ShadowRoute, ...] = ()
+    full_name: str = ""
+    """`team/name`; made here, once, as every request asks for it."""
 
-    @property
-    def full_name(self) -> str:
-        """`team/name`."""
-        return f"{self.team}/{self.name}"
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest."""
+        msgspec.structs.force_setattr(self, "full_name", f"{self.team}/{self.name}")
 
     @property
     def is_servable(self) -> bool:
         """Whether a request may be sent or may wait for it."""
-        return self.state in ("ready", "degraded", "starting", "idle")
+        return self.state in SERVABLE
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):

@@ -13,6 +13,19 @@ from wherry.storage.journal import JournalWriter, OutcomeRecord
 from wherry.telemetry import Counter, Family, Histogram, Registry
 
 
+class Meters:
+    """The counters of one deployment and door, found once and kept."""
+
+    __slots__ = ("answered", "queue_seconds", "seconds", "tokens_in", "tokens_out")
+
+    def __init__(self, settler: Settler, deployment: str, door: str) -> None:
+        self.answered = settler.requests.labels(deployment, door, "ok")
+        self.seconds = settler.seconds.labels(deployment)
+        self.queue_seconds = settler.queue_seconds.labels(deployment)
+        self.tokens_in = settler.tokens.labels(deployment, "in")
+        self.tokens_out = settler.tokens.labels(deployment, "out")
+
+
 class Settler:
     """Meters, journal and counters of one gateway.
 
@@ -33,22 +46,23 @@ class Settler:
         self._meters = meters
         self._journal = journal
         self._status_of = status_of
+        self._bound: dict[tuple[str, str], Meters] = {}
         self.last_used: dict[str, float] = {}
         self._tallies: dict[tuple[str, str, int, str], VersionTally] = {}
-        self._requests: Family[Counter] = registry.counter(
+        self.requests: Family[Counter] = registry.counter(
             "wherry_requests_total",
             "Admitted requests by outcome.",
             ("deployment", "door", "code"),
         )
-        self._seconds: Family[Histogram] = registry.histogram(
+        self.seconds: Family[Histogram] = registry.histogram(
             "wherry_request_seconds",
             "Time from admission to the end of the answer.",
             ("deployment",),
         )
-        self._queue_seconds: Family[Histogram] = registry.histogram(
+        self.queue_seconds: Family[Histogram] = registry.histogram(
             "wherry_queue_seconds", "Time from admission to the start of work.", ("deployment",)
         )
-        self._tokens: Family[Counter] = registry.counter(
+        self.tokens: Family[Counter] = registry.counter(
             "wherry_tokens_total", "Tokens of admitted requests.", ("deployment", "direction")
         )
 
@@ -80,11 +94,11 @@ class Settler:
     def counts_of(self, deployment: str) -> tuple[int, int, float]:
         """Answers, errors and seconds of a deployment (`team/name`) since this gateway began."""
         answered = failed = 0
-        for (name, _, code), counter in self._requests.series.items():
+        for (name, _, code), counter in self.requests.series.items():
             if name == deployment:
                 answered += counter.value if code == "ok" else 0
                 failed += counter.value if code != "ok" else 0
-        histogram = self._seconds.series.get((deployment,))
+        histogram = self.seconds.series.get((deployment,))
         return answered, failed, histogram.sum if histogram else 0.0
 
     def tally_of(self, deployment: str, model: str, number: int, digest: str) -> VersionTally:
@@ -105,7 +119,8 @@ class Settler:
             del self.last_used[name]
         for key in [each for each in self._tallies if each[3] not in deployments.get(each[0], ())]:
             del self._tallies[key]
-        families = (self._requests, self._seconds, self._queue_seconds, self._tokens)
+        self._bound.clear()
+        families = (self.requests, self.seconds, self.queue_seconds, self.tokens)
         for family in families:
             for labels in [each for each in family.series if each[0] not in deployments]:
                 family.remove(*labels)
@@ -119,16 +134,21 @@ class Settler:
         queued = (exchange.started_at or now) - exchange.admitted_at
         name = exchange.deployment.full_name
         self.last_used[name] = now
-        self._requests.labels(name, exchange.door, exchange.code).add()
-        self._seconds.labels(name).observe(total)
-        self._queue_seconds.labels(name).observe(queued)
         version = exchange.version
         if version is not None:
             tally = self.tally_of(name, version.model, version.number, version.digest)
             tally.count(exchange.code, total)
-        if usage.input_tokens or usage.output_tokens:
-            self._tokens.labels(name, "in").add(usage.input_tokens)
-            self._tokens.labels(name, "out").add(usage.output_tokens)
+        bound = self._bound.get((name, exchange.door))
+        if bound is None:
+            bound = self._bound[name, exchange.door] = Meters(self, name, exchange.door)
+        if exchange.code == "ok":
+            bound.answered.add()
+        else:
+            self.requests.labels(name, exchange.door, exchange.code).add()
+        bound.seconds.observe(total)
+        bound.queue_seconds.observe(queued)
+        bound.tokens_in.add(usage.input_tokens)
+        bound.tokens_out.add(usage.output_tokens)
         self._journal.append(self._record(exchange, total, queued), kept)
 
     def _record(self, exchange: Exchange, total: float, queued: float) -> OutcomeRecord:

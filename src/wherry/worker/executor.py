@@ -14,8 +14,39 @@ from typing import Any
 from wherry.errors import WherryError
 from wherry.worker.runtimes.runtime import BatchRuntime, ItemError, Prepared
 
+QUICK_SECONDS = 0.002
+SLOW_SECONDS = 0.05
+QUICK_RUNS = 32
+"""Batches in a row that must have been quick; a few that are not (a busy machine) are forgiven."""
+
 Result = Any
 """A `TaskOutput` or an `ItemError`."""
+
+
+class Pace:
+    """Whether batches are so quick that the loop may run them itself.
+
+    The loop reads no frames and answers no ping while it runs a batch, so it takes only what has
+    been quick for long, and never code that came with a model.
+    """
+
+    def __init__(self, *, may_be_quick: bool) -> None:
+        self._may_be_quick = may_be_quick
+        self._quick_runs = 0
+
+    @property
+    def is_quick(self) -> bool:
+        """As far as the last runs tell."""
+        return self._quick_runs >= QUICK_RUNS
+
+    def note(self, seconds: float) -> None:
+        """A batch ran for so long."""
+        if seconds > SLOW_SECONDS or not self._may_be_quick:
+            self._quick_runs = 0
+        elif seconds > QUICK_SECONDS:
+            self._quick_runs = min(self._quick_runs, 2 * QUICK_RUNS) - 1
+        else:
+            self._quick_runs += 1
 
 
 class Executor:
@@ -32,6 +63,7 @@ class Executor:
         self._queue = SimpleQueue()
         self.busy_since = 0.0
         self.finished = 0
+        self.last_seconds = 0.0
         threading.Thread(target=self._work, name="executor", daemon=True).start()
 
     def submit(
@@ -39,6 +71,17 @@ class Executor:
     ) -> None:
         """Run `work` in the thread, then `done(result, error)` on the loop."""
         self._queue.put((work, done))
+
+    def begin(self) -> float:
+        """Something runs from now on; also what the loop runs itself."""
+        self.busy_since = now = time.monotonic()
+        return now
+
+    def end(self, begun: float) -> float:
+        """It has ended; the seconds that it took."""
+        self.busy_since = 0.0
+        self.finished += 1
+        return time.monotonic() - begun
 
     async def call(self, work: Callable[[], Any]) -> Any:
         """Run `work` in the thread and wait for its result."""
@@ -58,14 +101,13 @@ class Executor:
     def _work(self) -> None:
         while True:
             work, done = self._queue.get()
-            self.busy_since = time.monotonic()
+            begun = self.begin()
             result, error = None, None
             try:
                 result = work()
             except BaseException as caught:  # noqa: BLE001 - the loop decides what it means
                 error = caught
-            self.busy_since = 0.0
-            self.finished += 1
+            self.last_seconds = self.end(begun)
             try:
                 self._loop.call_soon_threadsafe(done, result, error)
             except RuntimeError:

@@ -19,12 +19,12 @@ import msgspec
 
 from wherry import errors, frames
 from wherry.frames import Call, Connection, Failure, Frame, Kind, Outcome, Usage
-from wherry.models.bundle import Bundle, open_bundle
+from wherry.models.bundle import CODE_RUNTIMES, Bundle, open_bundle
 from wherry.models.codecs.catalog import find_codec
-from wherry.models.codecs.codec import Codec, Decoded, StreamEncoder
+from wherry.models.codecs.codec import Codec, Decoded, Reply, StreamEncoder
 from wherry.models.tasks.catalog import find_task
 from wherry.worker.batcher import Batcher, Waiting
-from wherry.worker.executor import Executor, run_batch
+from wherry.worker.executor import Executor, Pace, run_batch
 from wherry.worker.runtimes.catalog import create_runtime
 from wherry.worker.runtimes.runtime import BatchRuntime, ConcurrentRuntime, ItemError, Runtime
 from wherry.worker.spec import WorkerConfig
@@ -45,14 +45,15 @@ class Work:
     """One request on its way through the worker."""
 
     __slots__ = (
+        "_cancelled",
         "arrived",
         "call",
-        "cancelled",
         "codec",
         "deadline",
         "decoded",
         "encoder",
         "finished",
+        "is_cancelled",
         "outputs",
         "peer",
         "remaining",
@@ -68,7 +69,8 @@ class Work:
         self.arrived = time.monotonic()
         self.deadline = self.arrived + call.deadline_ms / 1000
         self.started = 0.0
-        self.cancelled = threading.Event()
+        self.is_cancelled = False
+        self._cancelled: threading.Event | None = None
         self.finished = False
         self.remaining = 0
         self.usage = Usage()
@@ -77,9 +79,24 @@ class Work:
         self.outputs: list[Any] = []
         self.encoder: StreamEncoder | None = None
 
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set when nobody waits any more, for runtimes that look in other threads."""
+        if self._cancelled is None:
+            self._cancelled = threading.Event()
+            if self.is_cancelled:
+                self._cancelled.set()
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.is_cancelled = True
+        if self._cancelled is not None:
+            self._cancelled.set()
+
     def is_unwanted(self, now: float) -> bool:
         """Whether nobody waits for it any more."""
-        return self.finished or self.cancelled.is_set() or now > self.deadline
+        return self.finished or self.is_cancelled or now > self.deadline
 
 
 class Peer:
@@ -172,6 +189,8 @@ class Worker:
         self._codecs: dict[str, Codec] = {}
         self._batcher: Batcher[tuple[Work, int]] = Batcher(1)
         self._is_running = False
+        self._is_run_planned = False
+        self._pace = Pace(may_be_quick=self.bundle.manifest.runtime not in CODE_RUNTIMES)
         self._slots = asyncio.Semaphore(1)
         self._alone = asyncio.Lock()
         self._streams: set[asyncio.Task[None]] = set()
@@ -220,7 +239,12 @@ class Worker:
         if self.draining:
             self.fail(work, Failure(frames.DRAINING, "the worker is stopping"))
         elif len(body) <= INLINE_BYTES:
-            self._admit(work, *_attempt(lambda: self._understand(work, body)))
+            try:
+                items = self._understand(work, body)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
+                self.fail(work, failure_of(error))
+                return
+            self._admit(work, items)
         else:
             # a large body must not delay the small ones of others
             def understood(result: asyncio.Future[Any]) -> None:
@@ -261,12 +285,14 @@ class Worker:
             return prepared
         return list(items)
 
-    def _admit(self, work: Work, items: list[Any] | None, error: BaseException | None) -> None:
+    def _admit(
+        self, work: Work, items: list[Any] | None, error: BaseException | None = None
+    ) -> None:
         if work.finished:
             return
         if error is not None or items is None:
             self.fail(work, failure_of(error))
-        elif work.is_unwanted(time.monotonic()):
+        elif work.is_cancelled:
             self.fail(work, _unwanted(work))
         elif not items:
             self.succeed(work)
@@ -276,20 +302,19 @@ class Worker:
             if self._batch is not None:
                 for index, prepared in enumerate(items):
                     self._batcher.add(Waiting((work, index), prepared, work.deadline, work.arrived))
-                self._run_next()
+                self._run_soon()
             else:
                 for index, item in enumerate(items):
                     self._start_stream(work, index, item)
 
     def cancel(self, work: Work) -> None:
         """The gateway does not want it any more; its final frame still follows."""
-        work.cancelled.set()
+        work.cancel()
         if not work.started and self._batch is not None:
             self._drop_unwanted()
 
-    def mark_started(self, works: list[Work]) -> None:
+    def mark_started(self, works: list[Work], now: float) -> None:
         """Tell the gateways before the model sees anything (see `wherry.frames`)."""
-        now = time.monotonic()
         fresh: dict[Peer, list[int]] = {}
         for work in works:
             if not work.started:
@@ -303,7 +328,7 @@ class Worker:
         if work.finished:
             return
         if work.encoder is not None:
-            self._finish(work, Kind.END, self._outcome(work), b"")
+            self._finish(work, Kind.END, self._outcome(work, Reply(b"")), b"")
             return
         try:
             reply = work.codec.encode(
@@ -312,8 +337,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
             self.fail(work, failure_of(error))
             return
-        outcome = self._outcome(work)
-        outcome.content_type, outcome.headers = reply.content_type, reply.headers
+        outcome = self._outcome(work, reply)
         if work.call.wants_gist:
             outcome.gist = _gist_of(work)
         self._finish(work, Kind.RESULT, outcome, reply.body)
@@ -324,13 +348,15 @@ class Worker:
             failure.usage = work.usage
             self._finish(work, Kind.FAILURE, failure, b"")
 
-    def _outcome(self, work: Work) -> Outcome:
+    def _outcome(self, work: Work, reply: Reply) -> Outcome:
         now = time.monotonic()
         started = work.started or now
         return Outcome(
             work.usage,
-            queued_us=int((started - work.arrived) * 1e6),
-            run_us=int((now - started) * 1e6),
+            reply.content_type,
+            reply.headers,
+            int((started - work.arrived) * 1e6),
+            int((now - started) * 1e6),
         )
 
     def _finish(self, work: Work, kind: Kind, header: Any, payload: Any) -> None:
@@ -347,22 +373,50 @@ class Worker:
         for waiting in self._batcher.drop(lambda item: item.owner[0].is_unwanted(now)):
             self.fail(waiting.owner[0], _unwanted(waiting.owner[0]))
 
+    def _run_soon(self) -> None:
+        """Form a batch when all that has arrived by now is understood."""
+        if not self._is_running and not self._is_run_planned:
+            self._is_run_planned = True
+            self.loop.call_soon(self._run_next)
+
     def _run_next(self) -> None:
-        if self._is_running or not len(self._batcher):
+        self._is_run_planned = False
+        runtime = self._batch
+        if self._is_running or runtime is None:
             return
-        self._drop_unwanted()
-        batch = self._batcher.take()
+        batch = self._take_batch()
         if not batch:
             return
-        self._is_running = True
-        self.mark_started([waiting.owner[0] for waiting in batch])
-        runtime = self._batch
-        assert runtime is not None
         prepared = [waiting.prepared for waiting in batch]
+        if self._pace.is_quick:
+            # a hop to the executor's thread and back costs more than the model
+            begun = self.executor.begin()
+            results = run_batch(runtime, prepared)
+            self._pace.note(self.executor.end(begun))
+            self._finish_batch(batch, results, None)
+            if len(self._batcher):
+                self._run_soon()
+            return
+        self._is_running = True
         self.executor.submit(
             lambda: run_batch(runtime, prepared),
             lambda results, error: self._batch_done(batch, results, error),
         )
+
+    def _take_batch(self) -> list[Waiting[tuple[Work, int]]]:
+        """The next batch, marked as started; what nobody waits for is left out."""
+        while batch := self._batcher.take():
+            now = time.monotonic()
+            wanted = [each for each in batch if not each.owner[0].is_unwanted(now)]
+            if len(wanted) < len(batch):
+                for waiting in batch:
+                    work = waiting.owner[0]
+                    if work.is_unwanted(now):
+                        self.fail(work, _unwanted(work))
+            if wanted:
+                self.mark_started([waiting.owner[0] for waiting in wanted], now)
+                return wanted
+        return []
 
     def _batch_done(
         self,
@@ -371,7 +425,16 @@ class Worker:
         error: BaseException | None,
     ) -> None:
         self._is_running = False
+        self._pace.note(self.executor.last_seconds)
         self._run_next()  # first: the executor works while this thread encodes
+        self._finish_batch(batch, results, error)
+
+    def _finish_batch(
+        self,
+        batch: list[Waiting[tuple[Work, int]]],
+        results: list[Any] | None,
+        error: BaseException | None,
+    ) -> None:
         for position, waiting in enumerate(batch):
             work, index = waiting.owner
             if error is not None or results is None:
@@ -387,7 +450,7 @@ class Worker:
             self.fail(work, Failure(result.code, result.message))
             return
         work.outputs[index] = result
-        work.usage += result.usage
+        work.usage = result.usage if len(work.outputs) == 1 else work.usage + result.usage
         work.remaining -= 1
         if work.remaining == 0:
             self.succeed(work)
@@ -408,8 +471,8 @@ class Worker:
                 if work.is_unwanted(time.monotonic()):
                     self.fail(work, _unwanted(work))
                     return
-                self.mark_started([work])
-                timer = self.loop.call_at(work.deadline, work.cancelled.set)
+                self.mark_started([work], time.monotonic())
+                timer = self.loop.call_at(work.deadline, work.cancel)
                 try:
                     async for output in runtime.stream(item, work.cancelled, work.call.tenant):
                         work.usage += output.usage
@@ -419,12 +482,12 @@ class Worker:
                             outputs.append(output)
                 finally:
                     timer.cancel()
-            if work.cancelled.is_set():
+            if work.is_cancelled:
                 self.fail(work, _unwanted(work))
                 return
             self._item_done(work, index, outputs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
-            work.cancelled.set()  # its other choices need not go on
+            work.cancel()  # its other choices need not go on
             self.fail(work, failure_of(error))
         finally:
             self._streams_finished += 1

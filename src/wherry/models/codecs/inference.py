@@ -17,7 +17,6 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
 from wherry.errors import InvalidInput, TooLarge
@@ -27,6 +26,7 @@ from wherry.models.tasks.task import Task, TaskConfig
 from wherry.models.tasks.tensor import (
     MAX_RANK,
     Array,
+    are_finite,
     array_from_list,
     array_from_raw,
     count_elements,
@@ -144,21 +144,23 @@ class InferenceCodec:
     ) -> Reply:
         """JSON, followed by the tensors that were asked for as binary data."""
         wanted: Wanted = decoded.context
-        declared = {spec.name: spec.datatype for spec in task.signature(config).outputs}
         tensors = select_outputs(task.to_tensors(outputs, config), wanted)
         written: list[OutputTensor] = []
         tail: list[bytes] = []
         for name, array in tensors.items():
-            datatype = "BF16" if declared.get(name) == "BF16" else datatype_of(array)
+            datatype = datatype_of(array)
+            if datatype == "UINT16" and is_declared_bfloat(name, task, config):
+                datatype = "BF16"
             tensor = OutputTensor(name, datatype, array.shape)
-            if wanted.binary_by_output.get(name, wanted.binary):
+            binary_by_output = wanted.binary_by_output
+            if binary_by_output.get(name, wanted.binary) if binary_by_output else wanted.binary:
                 tail.append(raw_from_array(array))
                 tensor.parameters = {"binary_data_size": len(tail[-1])}
             else:
                 tensor.data = list_of(name, array, datatype)
             written.append(tensor)
         head = encoder.encode(InferResponse(call.deployment, written, call.version, wanted.id))
-        return make_reply(head, tail, has_binary=any(t.parameters for t in written))
+        return make_reply(head, tail)
 
 
 INFERENCE = InferenceCodec()
@@ -171,7 +173,10 @@ encoder = msgspec.json.Encoder()
 
 def decompress(body: memoryview, call: Call) -> memoryview:
     """The body without its Content-Encoding, never larger than the caps."""
-    encoding = call.headers.get("content-encoding", "").strip().lower()
+    named = call.headers.get("content-encoding")
+    if named is None:
+        return body
+    encoding = named.strip().lower()
     if encoding in ("", "identity"):
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
@@ -202,9 +207,9 @@ def split_body(body: memoryview, header_length: str | None) -> tuple[memoryview,
     return body[:length], body[length:]
 
 
-def make_reply(head: bytes, tail: Sequence[bytes], *, has_binary: bool) -> Reply:
+def make_reply(head: bytes, tail: Sequence[bytes]) -> Reply:
     """The answer in the form that its parts need."""
-    if not has_binary:
+    if not tail:
         return Reply(head)
     return Reply(
         b"".join([head, *tail]), "application/octet-stream", {HEADER_LENGTH: str(len(head))}
@@ -237,7 +242,11 @@ def read_tensors(inputs: Sequence[InputTensor], tail: memoryview) -> dict[str, A
 
 def binary_size(tensor: InputTensor) -> int | None:
     """Bytes of the input in the binary part; None if its data is in the JSON."""
-    parameters = tensor.parameters or InputParameters()
+    parameters = tensor.parameters
+    if parameters is None:
+        if tensor.data is UNSET:
+            raise InvalidInput(f"input {tensor.name!r} has no data")
+        return None
     if parameters.shared_memory_region is not None:
         raise InvalidInput("shared memory is not served", hint="send the data in the request")
     size = parameters.binary_data_size
@@ -264,6 +273,8 @@ def read_list(tensor: InputTensor) -> Array:
 
 def is_nested(text: memoryview) -> bool:
     """Whether a JSON list begins with another list."""
+    if len(text) > 1 and text[1] in b"0123456789-":
+        return False
     start = bytes(text[:64]).lstrip(b" \t\r\n")[1:].lstrip(b" \t\r\n")
     return start.startswith(b"[")
 
@@ -279,13 +290,12 @@ def list_decoder(element: type, depth: int) -> msgspec.json.Decoder[Any]:
 
 def check_bfloat(inputs: Sequence[InputTensor], task: Task, config: TaskConfig) -> None:
     """BF16 only for inputs declared BF16: as an array it cannot be told from UINT16."""
-    sent = [tensor.name for tensor in inputs if tensor.datatype == "BF16"]
-    if not sent:
-        return
-    declared = {spec.name: spec.datatype for spec in task.signature(config).inputs}
-    for name in sent:
-        if declared.get(name, "BF16") != "BF16":
-            raise InvalidInput(f"input {name!r} is BF16, the model takes {declared[name]}")
+    for tensor in inputs:
+        if tensor.datatype == "BF16":
+            declared = {spec.name: spec.datatype for spec in task.signature(config).inputs}
+            wanted = declared.get(tensor.name, "BF16")
+            if wanted != "BF16":
+                raise InvalidInput(f"input {tensor.name!r} is BF16, the model takes {wanted}")
 
 
 # ------------------------------------------------------------------------------ outputs
@@ -328,14 +338,22 @@ def unknown_output(name: str, known: Sequence[str] | Mapping[str, Any]) -> Inval
     return InvalidInput(f"unknown output {name!r}", hint="outputs: " + ", ".join(map(repr, known)))
 
 
+def is_declared_bfloat(name: str, task: Task, config: TaskConfig) -> bool:
+    """Whether an output that looks like UINT16 is meant as BF16."""
+    return any(
+        spec.name == name and spec.datatype == "BF16" for spec in task.signature(config).outputs
+    )
+
+
 def list_of(name: str, array: Array, datatype: str) -> list[Any]:
     """Data of an output as a flat JSON list."""
-    if datatype == "BF16" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+    if datatype == "BF16" or (array.dtype.kind == "f" and not are_finite(array)):
         held = "BF16" if datatype == "BF16" else "NaN or infinity"
         raise InvalidInput(
             f"output {name!r} holds {held}, which JSON cannot carry",
             hint='ask for it with "parameters": {"binary_data": true}',
         )
+    flat = array if array.ndim == 1 else array.ravel()
     if datatype == "FP32" and array.size >= MANY_FLOATS:
-        return shortest_floats(array.ravel())
-    return plain_from_array(name, array.ravel())
+        return shortest_floats(flat)
+    return plain_from_array(name, flat)

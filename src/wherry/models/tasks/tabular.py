@@ -32,7 +32,7 @@ MAX_NAMED = 12
 class Rows(msgspec.Struct):
     """The rows of one request."""
 
-    tensors: dict[str, Array]
+    tensors: Mapping[str, Array]
     """One matrix (rows, features), or one column (rows,) or (rows, 1) a feature."""
     many: bool = True
     """False for the plain form of a single row, whose answer is one object."""
@@ -75,7 +75,7 @@ class TabularTask:
         specs = self.inputs(config)
         check_tensors(tensors, specs)
         count_rows(tensors, specs)
-        return [Rows(dict(tensors))]
+        return [Rows(tensors)]
 
     def from_plain(self, body: Mapping[str, Any], config: TaskConfig) -> Rows:
         """See the module's docstring."""
@@ -93,18 +93,18 @@ class TabularClassification(TabularTask):
 
     def signature(self, config: TaskConfig) -> Signature:
         """The bundle's; its outputs are among `label`, `class` and `probabilities`."""
-        outputs = config.signature.outputs or (
+        return Signature(inputs=self.inputs(config), outputs=self.outputs(config))
+
+    def outputs(self, config: TaskConfig) -> tuple[TensorSpec, ...]:
+        """The bundle's outputs, or labels and probabilities."""
+        return config.signature.outputs or (
             TensorSpec("label", "BYTES", (-1,)),
             TensorSpec("probabilities", "FP32", (-1, len(config.labels) or -1)),
         )
-        return Signature(inputs=self.inputs(config), outputs=outputs)
 
     def to_tensors(self, outputs: Sequence[TableOutput], config: TaskConfig) -> dict[str, Array]:
         """The declared ones of `label`, `class`, `probabilities`."""
-        return {
-            spec.name: class_tensor(spec, outputs, config)
-            for spec in self.signature(config).outputs
-        }
+        return {spec.name: class_tensor(spec, outputs, config) for spec in self.outputs(config)}
 
     def to_plain(self, output: TableOutput, config: TaskConfig) -> dict[str, Any]:
         """`{"prediction", "label", "confidence", "probabilities"}`, a list for many rows."""
@@ -125,7 +125,7 @@ class TabularRegression(TabularTask):
     ) -> dict[str, Array]:
         """The values under the name and datatype of the declared output."""
         spec = self.signature(config).outputs[0]
-        values = np.concatenate([output.values for output in outputs])
+        values = join([output.values for output in outputs])
         if values.ndim < len(spec.shape):
             values = values.reshape(len(values), 1 if len(values) else max(spec.shape[1], 0))
         return {spec.name: values.astype(type_of(spec.datatype), copy=False)}
@@ -210,11 +210,11 @@ def label_of(index: int, labels: Sequence[str]) -> str:
 def class_tensor(spec: TensorSpec, outputs: Sequence[TableOutput], config: TaskConfig) -> Array:
     """One declared output of a classification."""
     labels = outputs[0].labels or config.labels
-    classes = np.concatenate([output.classes for output in outputs])
+    classes = join([output.classes for output in outputs])
     if spec.name == "probabilities":
         found = [output.probabilities for output in outputs if output.probabilities is not None]
         if len(found) == len(outputs):
-            return np.concatenate(found).astype(np.float32, copy=False)
+            return join(found).astype(np.float32, copy=False)
         if config.signature.outputs or not labels:
             raise ModelFailed("the model gives no probabilities, though its signature names them")
         return np.eye(len(labels), dtype=np.float32)[classes]  # the bundle declares nothing
@@ -225,6 +225,11 @@ def class_tensor(spec: TensorSpec, outputs: Sequence[TableOutput], config: TaskC
         names[:] = [label_of(index, labels).encode() for index in classes.tolist()]
         return names
     raise ModelFailed(f"tabular-classification has no output {spec.name!r}")
+
+
+def join(arrays: Sequence[Array]) -> Array:
+    """Arrays below one another; a single one as it is, which is nearly always the case."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def plain_classes(output: TableOutput, config: TaskConfig) -> list[dict[str, Any]]:

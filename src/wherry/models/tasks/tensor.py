@@ -32,10 +32,18 @@ MAX_ELEMENTS = 1 << 31
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_types: dict[str, np.dtype[Any]] = {
+    **{datatype: np.dtype(code) for datatype, code in type_by_datatype.items()},
+    "BYTES": np.dtype(object),
+    "BF16": np.dtype("<u2"),
+}
 datatype_by_type: dict[np.dtype[Any], str] = {
-    np.dtype(code): datatype for datatype, code in type_by_datatype.items()
+    _types[datatype]: datatype for datatype in type_by_datatype
 }
 json_type_by_kind: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float, "O": str}
+_largest_float = {each: float(np.finfo(_types[each]).max) for each in ("FP32", "FP64")}
+FEW_NUMBERS = 64
+"""So few numbers are looked at faster one by one than by numpy."""
 
 
 class TensorInput(msgspec.Struct):
@@ -90,6 +98,9 @@ TENSOR = TensorTask()
 
 def datatype_of(array: Array) -> str:
     """Open Inference datatype of an array; `ModelFailed` for types that have none."""
+    known = datatype_by_type.get(array.dtype)
+    if known is not None:
+        return known
     if array.dtype.kind in "OSU":
         return "BYTES"
     try:
@@ -102,12 +113,8 @@ def datatype_of(array: Array) -> str:
 
 def type_of(datatype: str) -> np.dtype[Any]:
     """Type in numpy of an Open Inference datatype; `InvalidInput` lists the known ones."""
-    if datatype == "BYTES":
-        return np.dtype(object)
-    if datatype == "BF16":
-        return np.dtype("<u2")
     try:
-        return np.dtype(type_by_datatype[datatype])
+        return _types[datatype]
     except KeyError:
         known = ", ".join([*type_by_datatype, "BF16", "BYTES"])
         raise InvalidInput(f"unknown datatype {datatype!r}", hint=f"known: {known}") from None
@@ -127,16 +134,26 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
     """Product of a shape from a request; `InvalidInput` if the shape is not possible."""
     if len(shape) > MAX_RANK:
         raise InvalidInput(f"tensor {name!r} has {len(shape)} dimensions; at most {MAX_RANK}")
-    if any(size < 0 for size in shape):
-        raise InvalidInput(f"tensor {name!r} has a negative size in its shape {list(shape)}")
-    # zeros count as one: numpy refuses a shape like [0, 2**40, 2**40] with an error of its own
-    if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+    count = bound = 1
+    for size in shape:
+        if size < 0:
+            raise InvalidInput(f"tensor {name!r} has a negative size in its shape {list(shape)}")
+        count *= size
+        # zeros count as one: numpy refuses [0, 2**40, 2**40] with an error of its own
+        bound *= size or 1
+    if bound > MAX_ELEMENTS:
         raise InvalidInput(f"tensor {name!r} is too large: more than {MAX_ELEMENTS} elements")
-    return math.prod(shape)
+    return count
 
 
 def check_names(names: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
     """Every declared tensor is there and no other."""
+    for spec in specs:
+        if spec.name not in names:
+            break
+    else:
+        if len(names) == len(specs):
+            return
     declared = {spec.name for spec in specs}
     if set(names) == declared:
         return
@@ -175,9 +192,12 @@ def check_tensor(array: Array, spec: TensorSpec) -> None:
 
 def fits_shape(shape: Sequence[int], declared: Sequence[int]) -> bool:
     """Whether a shape is one that `declared` allows."""
-    return len(shape) == len(declared) and all(
-        want in (-1, size) for size, want in zip(shape, declared, strict=True)
-    )
+    if len(shape) != len(declared):
+        return False
+    for size, want in zip(shape, declared, strict=True):
+        if want != size and want != -1:
+            return False
+    return True
 
 
 # ------------------------------------------------------------------------------ rows
@@ -185,15 +205,18 @@ def fits_shape(shape: Sequence[int], declared: Sequence[int]) -> bool:
 
 def has_free_rows(specs: Sequence[TensorSpec]) -> bool:
     """Whether requests may be joined along the first dimension of all `specs`."""
-    return bool(specs) and all(
-        spec.datatype and spec.shape and spec.shape[0] == -1 for spec in specs
-    )
+    for spec in specs:
+        if not spec.datatype or not spec.shape or spec.shape[0] != -1:
+            return False
+    return bool(specs)
 
 
 def count_rows(tensors: Tensors, specs: Sequence[TensorSpec]) -> int:
     """Rows of a request, 1 where the model has no rows; `InvalidInput` if tensors disagree."""
     if not has_free_rows(specs):
         return 1
+    if len(specs) == 1:
+        return tensors[specs[0].name].shape[0]
     counts = {tensors[spec.name].shape[0] for spec in specs}
     if len(counts) > 1:
         raise InvalidInput(
@@ -292,15 +315,10 @@ def array_from_list(
         shape: What the values must fill; None takes the shape of the nesting.
     """
     kind = type_of(datatype)
-    try:
-        with np.errstate(over="ignore"):
-            array = np.array(values, dtype=kind)
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"tensor {name!r}: {error}", param=name) from error
-    if kind.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInput(f"tensor {name!r}: a number does not fit {datatype}", param=name)
-    if kind.kind == "O":
-        array = encode_strings(name, array)
+    if shape is not None and are_few_that_fit(values, datatype):
+        array = np.array(values, dtype=kind)
+    else:
+        array = convert_list(name, values, datatype, kind)
     if shape is None:
         return array
     is_flat = array.ndim == 1 or array.size == 0  # an inner list of no rows cannot be seen
@@ -311,6 +329,30 @@ def array_from_list(
             param=name,
         )
     return array.reshape(shape)
+
+
+def are_few_that_fit(values: list[Any], datatype: str) -> bool:
+    """Whether these are a few floats in one list, of which none is too large for the datatype."""
+    limit = _largest_float.get(datatype)
+    return (
+        limit is not None
+        and 0 < len(values) <= FEW_NUMBERS
+        and type(values[0]) is float
+        and -limit <= min(values)
+        and max(values) <= limit
+    )
+
+
+def convert_list(name: str, values: list[Any], datatype: str, kind: np.dtype[Any]) -> Array:
+    """Any (nested) list as an array of its own shape."""
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=kind)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"tensor {name!r}: {error}", param=name) from error
+    if kind.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInput(f"tensor {name!r}: a number does not fit {datatype}", param=name)
+    return encode_strings(name, array) if kind.kind == "O" else array
 
 
 def encode_strings(name: str, array: Array) -> Array:
@@ -370,13 +412,21 @@ def plain_from_array(name: str, array: Array) -> Any:
     """Nested lists of an array; BYTES as text."""
     if array.dtype.kind not in "OSU":
         return array.tolist()
+    flat = (array if array.ndim == 1 else array.ravel()).tolist()
     try:
-        flat = [bytes_of(each).decode() for each in array.ravel().tolist()]
+        texts = [bytes_of(each).decode() for each in flat]
     except UnicodeError as error:
         raise InvalidInput(
             f"output {name!r} is not text, so JSON cannot carry it",
             hint="ask for it as binary data over /v2",
         ) from error
     if array.ndim == 1:
-        return flat
-    return np.array(flat, dtype=object).reshape(array.shape).tolist()
+        return texts
+    return np.array(texts, dtype=object).reshape(array.shape).tolist()
+
+
+def are_finite(array: Array) -> bool:
+    """Whether an array of floats holds neither NaN nor infinity."""
+    if array.size <= FEW_NUMBERS:
+        return all(map(math.isfinite, array.ravel().tolist()))
+    return bool(np.isfinite(array).all())

@@ -42,7 +42,7 @@ from wherry.models.tasks.tabular import (
     TableOutput,
 )
 from wherry.models.tasks.task import TaskInput, TaskOutput
-from wherry.models.tasks.tensor import Array, rows_usage
+from wherry.models.tasks.tensor import Array, are_finite, rows_usage
 from wherry.models.tasks.text import TextInput
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 
@@ -103,7 +103,8 @@ class SklearnRuntime:
 
     def run(self, batch: Sequence[Prepared]) -> Sequence[TaskOutput | ItemError]:
         """All rows of all requests in one call of the model."""
-        with warnings.catch_warnings():
+        # `prepare` has looked at every row: nobody needs to look again
+        with warnings.catch_warnings(), sklearn.config_context(assume_finite=True):
             warnings.simplefilter("ignore")  # e.g. about feature names, once for every request
             return self.adapter.run(batch)
 
@@ -268,7 +269,7 @@ class Table:
             raise InvalidInput(
                 f"a row has {matrix.shape[1]} features, the model takes {self.features}"
             )
-        if matrix.dtype.kind == "f" and not np.isfinite(matrix).all():
+        if matrix.dtype.kind == "f" and not are_finite(matrix):
             has_infinity = np.isinf(matrix).any()
             if has_infinity or not self.allows_nan:
                 raise InvalidInput("the model takes no NaN or infinity")
@@ -276,6 +277,9 @@ class Table:
 
     def matrix_of(self, tensors: Mapping[str, Array]) -> Array:
         """Rows by features, from one matrix or from columns."""
+        if len(self.names) == 1:
+            matrix = as_matrix(tensors[self.names[0]])
+            return decode_column(matrix) if matrix.dtype.kind == "O" else matrix
         columns = [as_matrix(tensors[name]) for name in self.names or tensors]
         if any(column.dtype.kind == "O" for column in columns):
             columns = [decode_column(column) for column in columns]
@@ -337,16 +341,22 @@ class TableClassifier(Table):
         """One call for all rows, split again by request."""
         matrix = join_matrices(batch)
         classes, probabilities = self.classify(matrix)
-        return [
-            TableOutput(
-                classes=classes[rows],
-                probabilities=None if probabilities is None else probabilities[rows],
-                labels=self.classifier.labels,
-                many=prepared.payload[1],
-                usage=rows_usage(prepared.rows),
+        labels = self.classifier.labels
+        outputs: list[TaskOutput] = []
+        start = 0
+        for prepared in batch:
+            end = start + prepared.rows
+            outputs.append(
+                TableOutput(
+                    classes=classes[start:end],
+                    probabilities=None if probabilities is None else probabilities[start:end],
+                    labels=labels,
+                    many=prepared.payload[1],
+                    usage=rows_usage(prepared.rows),
+                )
             )
-            for prepared, rows in zip(batch, row_ranges(batch), strict=True)
-        ]
+            start = end
+        return outputs
 
     def classify(self, matrix: Array) -> tuple[Array, Array | None]:
         """Classes and probabilities; of no rows, too, which scikit-learn itself refuses."""

@@ -1,0 +1,358 @@
+# pyright: standard
+"""The busiest rows answered inside the HTTP protocol: no ASGI scope, no task, no coroutine.
+
+A request takes the lane if nothing about it is unusual: a row that hands its body on as it came
+(`Row.direct`), HTTP/1.1, a plain target, a length, no header field twice and none that asks for
+more, a key that is known, and nothing else in flight on its connection. Every other request, and
+every one that would be refused before it is admitted, goes the ordinary way through `Doors`, which
+serves the same rows by the same functions. So the lane has no rules of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from wherry import errors
+from wherry.accounts.keys import Principal
+from wherry.doors.http_guard import GuardedProtocol
+from wherry.doors.invoke import answer_fields
+from wherry.doors.route import Direct, Doors, Field, Row
+from wherry.gateway.admit import Inbound
+from wherry.gateway.authenticate import Authenticator, parse_bearer
+from wherry.gateway.exchange import Answer, Exchange
+from wherry.gateway.predict import Gateway
+from wherry.telemetry import Counter, get_logger, request_id
+
+log = get_logger("fast_lane")
+
+PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9._~@:/-]{1,300}")
+MAX_TARGETS = 10_000
+MAX_HOSTS = 1_000
+JOINED_BYTES = 16 << 10
+"""Larger bodies are written beside their head rather than copied behind it."""
+
+UNUSUAL = frozenset(
+    {
+        b"content-encoding",
+        b"expect",
+        b"prefer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-request-timeout-seconds",
+        b"x-wherry-sticky",
+    }
+)
+"""Fields that ask for more than an answer."""
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """What a target means."""
+
+    row: Row
+    direct: Direct
+    deployment: str
+    version: str
+
+
+class FastLane:
+    """What the connections of one gateway share.
+
+    Args:
+        doors: the rows, and the checks that every request passes.
+        gateway: the data plane.
+        authenticator: knows keys.
+        requests: counts those that took the lane.
+    """
+
+    def __init__(
+        self, doors: Doors, gateway: Gateway, authenticator: Authenticator, requests: Counter
+    ) -> None:
+        self.doors = doors
+        self.gateway = gateway
+        self.authenticator = authenticator
+        self.requests = requests
+        self._passages: dict[bytes, Passage | None] = {}
+        self._hosts: set[bytes] = set()
+        self._date: list[Field] | None = None
+        self._heads: dict[int, bytes] = {}
+
+    def find(self, target: bytes) -> Passage | None:
+        """The passage of a POST to this target, if it has one."""
+        try:
+            return self._passages[target]
+        except KeyError:
+            if len(self._passages) >= MAX_TARGETS:
+                self._passages.clear()
+            passage = self._passages[target] = self._resolve(target)
+            return passage
+
+    def _resolve(self, target: bytes) -> Passage | None:
+        if not PLAIN_TARGET.fullmatch(target):
+            return None
+        row, params = self.doors.find_row("POST", target.decode())
+        if row is None or row.direct is None:
+            return None
+        return Passage(row, row.direct, params["name"], params.get("version", ""))
+
+    def knows_host(self, host: bytes | None) -> bool:
+        """Whether a Host field is one that is served here."""
+        if host in self._hosts:
+            return True
+        try:
+            self.doors.check_host((host or b"").decode("latin-1"))
+        except errors.WherryError:
+            return False
+        if host is not None and len(self._hosts) < MAX_HOSTS:
+            self._hosts.add(host)
+        return True
+
+    def find_caller(self, fields: dict[bytes, bytes], row: Row) -> Principal | None:
+        """Who calls, if that is known at once and may call this row."""
+        bearer, secret = fields.get(b"authorization"), fields.get(b"x-api-key")
+        if (bearer is None) == (secret is None):
+            return None
+        try:
+            secret = parse_bearer(bearer) if bearer is not None else secret
+            caller = self.authenticator.find(secret or b"")
+            if caller is not None and row.permission != "open" and row.permission != "any":
+                caller.require(row.permission)
+        except errors.WherryError:
+            return None
+        return caller
+
+    def head(self, status: int, date: list[Field]) -> bytes:
+        """The status line and the fields that uvicorn renews every second."""
+        if date is not self._date:
+            self._date = date
+            self._heads.clear()
+        head = self._heads.get(status)
+        if head is None:
+            line = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
+            head = self._heads[status] = line + b"".join(b"%b: %b\r\n" % each for each in date)
+        return head
+
+
+class LaneCall:
+    """One request in the lane; its protocol holds it as the cycle of uvicorn that it stands for."""
+
+    __slots__ = (
+        "caller",
+        "disconnected",
+        "exchange",
+        "fields",
+        "id",
+        "keep_alive",
+        "more_body",
+        "passage",
+        "pieces",
+        "protocol",
+        "response_complete",
+        "response_started",
+    )
+
+    def __init__(
+        self,
+        protocol: FastLaneProtocol,
+        passage: Passage,
+        caller: Principal,
+        fields: dict[bytes, bytes],
+    ) -> None:
+        self.protocol = protocol
+        self.passage = passage
+        self.caller = caller
+        self.fields = fields
+        self.pieces: list[bytes] = []
+        self.id = ""
+        self.exchange: Exchange | None = None
+        self.keep_alive = True
+        self.more_body = True
+        self.disconnected = False
+        self.response_started = False
+        self.response_complete = False
+
+    # ------------------------------------------------------------------ as uvicorn sees it
+
+    @property
+    def message_event(self) -> LaneCall:
+        """Uvicorn sets its cycle's event when something has happened to the connection."""
+        return self
+
+    def set(self) -> None:
+        """Something has happened: the client may have gone."""
+        if self.disconnected and self.exchange is not None:
+            self.protocol.lane.gateway.cancel(self.exchange)
+
+    # ------------------------------------------------------------------ the request
+
+    def submit(self) -> None:
+        """The body is whole: let the gateway have it."""
+        self.more_body = False
+        lane, passage, fields, pieces = (
+            self.protocol.lane,
+            self.passage,
+            self.fields,
+            self.pieces,
+        )
+        self.id = request_id()
+        lane.requests.value += 1
+        inbound = Inbound(
+            door=passage.direct.door,
+            request_id=self.id,
+            principal=self.caller,
+            deployment=passage.deployment,
+            version=passage.version,
+            codec=passage.direct.codec,
+            body=pieces[0] if len(pieces) == 1 else b"".join(pieces),
+            headers={
+                name: fields[raw].decode("latin-1")
+                for raw, name in passage.direct.forward_raw
+                if raw in fields
+            },
+        )
+        self.pieces = []
+        try:
+            self.exchange = lane.gateway.predict(inbound, self._on_end)
+        except errors.WherryError as refusal:
+            self._refuse(refusal)
+        except Exception:
+            log.exception("unexpected error", request_id=self.id)
+            self._refuse(lane.doors.explain_bug())
+
+    def _on_end(self, answer: Answer | None, error: errors.WherryError | None) -> None:
+        if self.disconnected or self.response_complete:
+            return
+        if answer is None or self.exchange is None:
+            self._refuse(error or self.protocol.lane.doors.explain_bug())
+            return
+        fields = answer_fields(self.protocol.lane.gateway, self.exchange, answer, self.id)
+        self._write(200, fields, answer.body)
+
+    def _refuse(self, error: errors.WherryError) -> None:
+        response = self.protocol.lane.doors.render_error(
+            self.passage.row.render, error, self.id, self.caller
+        )
+        self._write(response.status, response.fields, response.body)
+
+    def _write(self, status: int, fields: list[Field], body: Any) -> None:
+        protocol = self.protocol
+        parts = [protocol.lane.head(status, protocol.server_state.default_headers)]
+        keeps = self.keep_alive
+        for name, value in fields:
+            parts.append(b"%b: %b\r\n" % (name, value))
+            if name == b"connection":
+                keeps = False
+        if not keeps and (b"connection", b"close") not in fields:
+            parts.append(b"connection: close\r\n")
+        parts.append(b"\r\n")
+        self.response_started = self.response_complete = True
+        if len(body) <= JOINED_BYTES:
+            parts.append(body)
+            protocol.transport.write(b"".join(parts))
+        else:
+            protocol.transport.writelines([b"".join(parts), body])
+        if not keeps:
+            protocol.transport.close()
+        protocol.end_call()
+
+
+class FastLaneProtocol(GuardedProtocol):
+    """One connection, with the lane; `lane` is set on a subclass for each gateway."""
+
+    lane: FastLane
+    cycle: Any
+    """A `LaneCall`, or uvicorn's own."""
+
+    # What most requests do not need is left out of the parser's callbacks; `_take_slowly` makes up
+    # for it.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.begin_message()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; after the body it is a trailer, which nobody reads."""
+        if not self._is_in_body:
+            self.headers.append((name.lower(), value.strip(b" \t")))
+
+    def take(self) -> None:
+        """Answer the request in the lane if nothing about it is unusual."""
+        cycle = self.cycle
+        if (cycle is None or cycle.response_complete) and not self.flow.write_paused:
+            call = self._admit()
+            if call is not None:
+                self.cycle = call
+                return
+        self._take_slowly()
+
+    def _admit(self) -> LaneCall | None:
+        lane, parser = self.lane, self.parser
+        passage = lane.find(self.url)
+        if passage is None or parser.get_method() != b"POST":
+            return None
+        fields = dict(self.headers)
+        if (
+            len(fields) != len(self.headers)
+            or not UNUSUAL.isdisjoint(fields)
+            or not lane.knows_host(fields.get(b"host"))
+            or parser.get_http_version() != "1.1"
+        ):
+            return None
+        length = fields.get(b"content-length")
+        if length is None or not length.isdigit() or int(length) > passage.row.body_limit:
+            return None
+        caller = lane.find_caller(fields, passage.row)
+        if caller is None:
+            return None
+        call = LaneCall(self, passage, caller, fields)
+        call.keep_alive = parser.should_keep_alive()
+        return call
+
+    def _take_slowly(self) -> None:
+        """Let uvicorn have the request, as if nothing had been left out so far."""
+        url, fields = self.url, self.headers
+        HttpToolsProtocol.on_message_begin(self)
+        self.url = url
+        self.headers.extend(fields)  # the list that the scope holds
+        self.expect_100_continue = self.parser.get_http_version() == "1.1" and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in fields
+        )
+        super().take()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        cycle = self.cycle
+        if cycle.__class__ is not LaneCall:
+            super().on_body(body)
+            return
+        self._body_bytes += len(body)
+        self._overhead_bytes -= len(body)
+        cycle.pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        """A request has come in."""
+        cycle = self.cycle
+        if cycle.__class__ is not LaneCall:
+            super().on_message_complete()
+            return
+        self._is_receiving = False
+        cycle.keep_alive = self._keeps_alive
+        cycle.submit()
+
+    def end_call(self) -> None:
+        """A request of the lane is answered: what waits behind it has its turn."""
+        if self.pipeline or self._refusal is not None:
+            self.on_response_complete()
+            return
+        # as uvicorn does, but for its timer: the guard looks after idle connections
+        self.running = None
+        self.server_state.total_requests += 1
+        if self.flow.read_paused and not self.is_closing():
+            self.flow.resume_reading()

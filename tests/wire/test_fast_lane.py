@@ -1,0 +1,102 @@
+"""Which requests take the fast lane, and that they are answered as all others are.
+
+That both ways answer alike in every detail of HTTP is what the conformance suite compares.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import httpx
+import pytest
+from tests.conftest import LiveServer
+
+INFER = "/v2/models/iris/infer"
+ROW = {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [5, 3, 1, 0.2]}]}
+COUNTER = re.compile(r"^wherry_fast_lane_requests_total (\d+)$", re.MULTILINE)
+VARYING = {"date", "x-request-id", "server-timing", "openai-processing-ms"}
+
+
+def lane_count(live: LiveServer) -> int:
+    """Requests that took the lane so far; a gateway reports twice a second."""
+    found = COUNTER.search(live.http.get("/metrics").text)
+    return int(found[1]) if found else 0
+
+
+@pytest.fixture
+def fresh(live: LiveServer) -> Any:
+    """A client with a connection of its own."""
+    headers = {"authorization": f"Bearer {live.key}"}
+    with httpx.Client(base_url=live.url, headers=headers) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "path", [INFER, "/v2/models/iris/versions/1/infer", "/predict/iris", "/predict/default/iris"]
+)
+def test_the_ordinary_way_answers_the_same(fresh: httpx.Client, path: str) -> None:
+    body = {"row": [5, 3, 1, 0.2]} if path.startswith("/predict") else ROW
+    first = fresh.post(path, json=body)
+    again = fresh.post(path, json=body)  # known by its head now
+    ordinary = fresh.post(path, json=body, headers={"prefer": "wait=60"})
+    assert first.status_code == again.status_code == ordinary.status_code == 200, first.text
+    assert first.content == again.content == ordinary.content
+    seen = [
+        [(name, value) for name, value in answer.headers.items() if name not in VARYING]
+        for answer in (first, again, ordinary)
+    ]
+    assert seen[0] == seen[1] == seen[2]
+    names = [list(answer.headers) for answer in (first, again, ordinary)]
+    assert names[0] == names[1] == names[2]
+    assert len({answer.headers["x-request-id"] for answer in (first, again, ordinary)}) == 3
+
+
+def test_an_error_of_the_model_is_told_the_same_way(fresh: httpx.Client) -> None:
+    wrong = {"inputs": [{"name": "other", "shape": [1], "datatype": "FP32", "data": [1]}]}
+    fast = fresh.post(INFER, json=wrong)
+    ordinary = fresh.post(INFER, json=wrong, headers={"prefer": "wait=60"})
+    assert fast.status_code == ordinary.status_code == 400
+    assert fast.content == ordinary.content
+    assert list(fast.headers) == list(ordinary.headers)
+
+
+def test_a_key_that_is_revoked_is_refused_though_its_head_is_known(live: LiveServer) -> None:
+    made = live.http.post("/platform/v1/keys", json={"name": "short-lived"}).json()
+    with httpx.Client(
+        base_url=live.url, headers={"authorization": f"Bearer {made['secret']}"}
+    ) as client:
+        for _ in range(3):
+            assert client.post(INFER, json=ROW).status_code == 200
+        live.http.delete(f"/platform/v1/keys/{made['id']}").raise_for_status()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if client.post(INFER, json=ROW).status_code == 401:
+                return
+        pytest.fail("the key still works")
+
+
+def test_usual_requests_take_the_lane_and_unusual_ones_do_not(
+    live: LiveServer, fresh: httpx.Client
+) -> None:
+    for _ in range(20):
+        fresh.post(INFER, json=ROW).raise_for_status()
+    before = wait_for(live, 20)
+    for _ in range(20):
+        fresh.post(INFER, json=ROW, headers={"x-request-timeout-seconds": "9"}).raise_for_status()
+    for _ in range(3):
+        fresh.post(INFER, json=ROW).raise_for_status()
+    assert wait_for(live, before + 3) == before + 3
+
+
+def wait_for(live: LiveServer, least: int) -> int:
+    """The count when it is at least so large and no longer grows."""
+    last = -1
+    for _ in range(50):
+        time.sleep(0.7)
+        now = lane_count(live)
+        if now >= least and now == last:
+            return now
+        last = now
+    raise AssertionError(f"{last} requests took the lane, {least} should have")
