@@ -27,6 +27,7 @@ from wherry import __version__, errors
 from wherry.accounts.keys import Keys
 from wherry.accounts.ledger import Ledger
 from wherry.client.local import LocalServer, remove_server, write_server
+from wherry.client.schema import Deployment
 from wherry.control.controller import Controller
 from wherry.control.deployments import Deployments
 from wherry.control.hub import Hub
@@ -50,6 +51,8 @@ log = get_logger("app")
 
 REPORT_SECONDS = 0.5
 INGEST_SECONDS = 1.0
+RATE_SECONDS = 15.0
+"""What `wherry top` calls now: three points of the history."""
 RUN_PREFIX = "wherry-run-"
 BACKLOG = 2048
 STOP_SECONDS = 20
@@ -228,7 +231,7 @@ class Server:
         given = question.arguments
         if question.what == "deployments":
             await self._controller.catch_up()  # "ready" means that a call answers
-            return msgspec.to_builtins(self._controller.describe(given["team_id"]))
+            return msgspec.to_builtins(self._describe(given["team_id"]))
         if question.what == "workers":
             return msgspec.to_builtins(self._controller.workers(given["team_id"]))
         if question.what == "metrics":
@@ -242,12 +245,26 @@ class Server:
             return self._overview(given["team_id"])
         if question.what == "settle":
             return await self._controller.settle()
+        if question.what == "order":
+            return await self._controller.order(given["team_id"], given["name"], given["order"])
         if question.what == "switch":
             await asyncio.to_thread(
                 self._deployments.change, given["team_id"], given["name"], stopped=given["stopped"]
             )
             return await self._controller.settle()
         raise errors.NotFound(f"nothing is known of {question.what!r}")
+
+    def _describe(self, team_id: str) -> list[Deployment]:
+        """A team's deployments, with how they did in the last seconds."""
+        found = self._controller.describe(team_id)
+        for each in found:
+            points = self._metrics.points(f"{each.team}/{each.name}", RATE_SECONDS, 1)
+            for point in points[-1:]:
+                each.load.requests_per_second = round(point.requests / RATE_SECONDS, 2)
+                each.load.errors_per_second = round(point.errors / RATE_SECONDS, 2)
+                each.load.latency_ms_p50 = point.latency_ms_p50
+                each.load.latency_ms_p95 = point.latency_ms_p95
+        return found
 
     def _overview(self, team_id: str) -> dict[str, Any]:
         mine = self._controller.describe(team_id)

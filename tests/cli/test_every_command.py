@@ -36,6 +36,9 @@ JSON_CALLS = {
     "undeploy": "undeploy sentiment",
     "ps": "ps",
     "scale": "scale sentiment 2",
+    "rollback": "rollback sentiment",
+    "promote": "promote smollm2 --help",
+    "top": "top",
     "start": "start sentiment",
     "stop": "stop sentiment",
     "logs": "logs sentiment",
@@ -86,7 +89,7 @@ def test_the_examples_can_be_parsed(name: str):
         app.parse_args(tokens[1:], exit_on_error=False, print_error=False)
 
 
-@pytest.mark.parametrize("name", [name for name in JSON_CALLS if name != "keys revoke"])
+@pytest.mark.parametrize("name", [name for name in JSON_CALLS if "--help" not in JSON_CALLS[name]])
 def test_json_output_is_valid_json(run: Run, served: Twin, tmp_path: Path, name: str):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "wherry.toml").write_text('task = "tensor"\nruntime = "onnx"\n')
@@ -105,6 +108,12 @@ def test_json_output_is_valid_json(run: Run, served: Twin, tmp_path: Path, name:
 def test_a_revoked_key_is_told_as_json(run: Run, twin: Twin):
     key = run("keys", "create", "ci", "-o", "json").json
     assert run("keys", "revoke", key["id"], "-o", "json").json["revoked_at"]
+
+
+def test_a_promotion_is_told_as_json(run: Run, served: Twin):
+    run("rollback", "sentiment")
+    assert run("promote", "sentiment", "-o", "json").json["rollout"]["phase"] == "steady"
+    assert run("promote", "sentiment").code == 1, "nothing is left to promote"
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

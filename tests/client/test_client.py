@@ -100,6 +100,8 @@ def test_scale_stop_start_remove(client: Client, twin: Twin):
     client.deployments.deploy("sentiment", "mood", replicas=2)
     assert twin.deployments["mood"].spec.replicas.max == 2
     assert client.deployments.scale("mood", 0, 4).spec.replicas.max == 4
+    assert client.deployments.roll_back("mood").rollout.phase == "rolled_back"
+    assert client.deployments.promote("mood").rollout.phase == "steady"
     assert client.deployments.stop("mood").state == "stopped"
     with pytest.raises(errors.NotReady):
         Client(client.url, KEY, max_retries=0).predict("mood", text="x")

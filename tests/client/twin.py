@@ -403,6 +403,19 @@ class Twin:
         deployment.remedy = f"wherry start {deployment.name}"
         return deployment
 
+    async def roll_back(self, request: Request) -> Any:
+        deployment = find(self.deployments, request.path_params["name"], "deployment")
+        rollout = schema.RolloutInfo(phase="rolled_back", serving=["mood@1"], reason="by you")
+        deployment.rollout, deployment.versions = rollout, {"mood@1": 100}
+        return deployment
+
+    async def promote(self, request: Request) -> Any:
+        deployment = find(self.deployments, request.path_params["name"], "deployment")
+        if deployment.rollout.phase == "steady":
+            raise errors.Conflict("there is nothing to promote", hint="wherry ps")
+        deployment.rollout = schema.RolloutInfo(serving=["mood@2"])
+        return deployment
+
     async def logs(self, request: Request) -> Any:
         find(self.deployments, request.path_params["name"], "deployment")
         lines = [schema.LogLine(at=float(n), worker="w1", text=f"line {n}") for n in range(3)]
@@ -619,6 +632,8 @@ class Twin:
             ("POST", f"{platform}/deployments/{{name}}:scale", self.scale),
             ("POST", f"{platform}/deployments/{{name}}:start", self.start),
             ("POST", f"{platform}/deployments/{{name}}:stop", self.stop),
+            ("POST", f"{platform}/deployments/{{name}}:rollback", self.roll_back),
+            ("POST", f"{platform}/deployments/{{name}}:promote", self.promote),
             ("GET", f"{platform}/deployments/{{name}}/logs", self.logs),
             ("GET", f"{platform}/deployments/{{name}}", self.get_deployment),
             ("DELETE", f"{platform}/deployments/{{name}}", self.remove_deployment),

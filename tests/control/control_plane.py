@@ -18,7 +18,7 @@ from tests.data_plane import PRINCIPAL, decode
 from wherry import errors
 from wherry.accounts.limits import KeyMeters
 from wherry.accounts.teams import Teams
-from wherry.client.schema import Deployment, DeploymentSpec, WorkerInfo
+from wherry.client.schema import Deployment, DeploymentSpec, Rollout, WorkerInfo
 from wherry.control.controller import Controller
 from wherry.control.deployments import Deployments
 from wherry.control.hub import Hub
@@ -154,6 +154,7 @@ class ControlPlane:
 
     async def apply(self, name: str, **fields: Any) -> None:
         """Change a deployment, and return when gateways follow."""
+        fields.setdefault("rollout", Rollout(keep_warm_seconds=0.0))
         self.deployments.apply(self.team, [DeploymentSpec(name=name, **fields)])
         await self.controller.settle()
 
@@ -185,6 +186,7 @@ class ControlPlane:
         await self.wait(
             lambda: self.see(name).state == "ready" and self.see(name).replicas_ready == replicas
         )
+        await self.controller.catch_up()
 
     async def call(self, name: str, value: float = 1.0, **changes: Any) -> float:
         """What a deployment answers to one number."""

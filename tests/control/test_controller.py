@@ -98,6 +98,7 @@ def test_a_worker_more_than_memory_allows_does_not_end_the_others(tmp_path: Path
         await plane.apply("m", model="m", replicas=Replicas(2, 2))
         await plane.wait(lambda: plane.see("m").state == "degraded")
         assert "does not fit" in plane.see("m").cause
+        await plane.controller.catch_up()
         assert await plane.call("m") == 2.0
         await plane.change("m", replicas=Replicas(1, 1))
         assert plane.see("m").state == "ready", "the cause is gone"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from wherry.client.schema import DeploymentSpec, Replicas
-from wherry.control.autoscale import DOWN_AFTER_SECONDS, Autoscaler
 from wherry.control.memory import MemoryBudget
 from wherry.control.rollout import (
     FREE_CRASHES,
@@ -18,21 +17,26 @@ from wherry.errors import DoesNotFit
 
 
 def test_traffic_moves_only_when_every_wanted_version_is_ready():
-    assert choose_routed(["new"], ["old"], {"old": 1}, 1) == ["old"]
-    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1}, 1) == ["old"]
-    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1, "b": 1}, 1) == ["a", "b"]
+    assert choose_routed(["new"], ["old"], {"old": 1}, {"new": 1}) == ["old"]
+    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1}, {"a": 1, "b": 1}) == ["old"]
+    assert choose_routed(["a", "b"], ["old"], {"old": 1, "a": 1, "b": 1}, {"a": 1, "b": 1}) == [
+        "a",
+        "b",
+    ]
 
 
 def test_an_old_version_is_left_only_for_as_many_workers_as_it_should_have():
-    assert choose_routed(["new"], ["old"], {"old": 3, "new": 2}, 3) == ["old"]
-    assert choose_routed(["new"], ["old"], {"old": 3, "new": 3}, 3) == ["new"]
-    assert choose_routed(["new"], ["old"], {"new": 1}, 3) == ["new"], "the old one has none left"
-    assert choose_routed(["a", "b"], ["b"], {"a": 1, "b": 3}, 3) == ["a", "b"]
+    assert choose_routed(["new"], ["old"], {"old": 3, "new": 2}, {"new": 3}) == ["old"]
+    assert choose_routed(["new"], ["old"], {"old": 3, "new": 3}, {"new": 3}) == ["new"]
+    assert choose_routed(["new"], ["old"], {"new": 1}, {"new": 3}) == ["new"], (
+        "the old one has none left"
+    )
+    assert choose_routed(["a", "b"], ["b"], {"a": 1, "b": 3}, {"a": 3, "b": 3}) == ["a", "b"]
 
 
 def test_requests_wait_for_the_wanted_version_when_nothing_is_ready():
-    assert choose_routed(["new"], ["old"], {}, 1) == ["new"]
-    assert choose_routed(["new"], [], {}, 1) == ["new"]
+    assert choose_routed(["new"], ["old"], {}, {"new": 1}) == ["new"]
+    assert choose_routed(["new"], [], {}, {"new": 1}) == ["new"]
 
 
 @pytest.mark.parametrize(
@@ -79,24 +83,6 @@ def test_failed_loads_back_off_up_to_half_a_minute_and_are_forgiven():
     failures.load_failures = 1
     failures.clear()
     assert failures.load_failures == 0
-
-
-def test_scaling_goes_up_quickly_and_down_slowly_one_at_a_time():
-    scaler = Autoscaler()
-    assert scaler.observe(0.0, 10, 1.0, is_settled=True) == 1
-    assert scaler.observe(1.1, 10, 1.0, is_settled=True) == 2
-    assert scaler.observe(1.2, 10, 1.0, is_settled=False) == 2
-    assert scaler.observe(5.0, 10, 1.0, is_settled=False) == 2, "one is still starting"
-    assert scaler.observe(5.1, 0, 0.0, is_settled=True) == 2
-    assert scaler.observe(5.2 + DOWN_AFTER_SECONDS, 0, 0.0, is_settled=True) == 1
-    assert scaler.clamp(3, 4) == 3
-
-
-def test_short_queues_are_not_worth_a_worker():
-    scaler = Autoscaler()
-    for second in range(30):
-        scaler.observe(float(second), 1, 0.01, is_settled=True)
-    assert scaler.replicas == 1
 
 
 def test_what_does_not_fit_is_refused_with_the_sum():

@@ -1,4 +1,4 @@
-"""Commands about deployments: deploy undeploy ps scale start stop logs apply."""
+"""Commands about deployments: deploy undeploy ps scale start stop rollback promote logs apply."""
 
 # ruff: noqa: D417  # what every command has is described once, in command.py
 
@@ -34,6 +34,7 @@ from wherry.client.schema import (
     DeploymentSpec,
     LogLine,
     Replicas,
+    Rollout,
     WorkerInfo,
 )
 
@@ -44,7 +45,11 @@ if TYPE_CHECKING:
 @command(
     "deploy",
     group=DEPLOYMENTS,
-    examples=["wherry deploy smollm2", "wherry deploy mood@champion --name mood --replicas 2"],
+    examples=[
+        "wherry deploy smollm2",
+        "wherry deploy mood@champion --name mood --replicas 2",
+        "wherry deploy mood@4 --name mood --canary",
+    ],
 )
 def deploy(
     model: str,
@@ -56,6 +61,8 @@ def deploy(
     max_replicas: Annotated[int | None, Parameter(name="--max")] = None,
     idle: str = "0",
     device: str = "cpu",
+    canary: bool = False,
+    pinned: bool = False,
     wait: Annotated[bool, Parameter(negative="--no-wait")] = True,
     dry_run: DryRun = False,
     common: Common = DEFAULT,
@@ -70,6 +77,8 @@ def deploy(
         max_replicas: At most so many.
         idle: Unload after so long without a request, e.g. 15m; 0 = never.
         device: Where it runs.
+        canary: Try a new version on some requests first; it takes over, or not, by itself.
+        pinned: Never unload it to make room for others.
         wait: Return when it answers.
     """
     idle_seconds = parse_duration(idle)
@@ -81,6 +90,8 @@ def deploy(
         replicas=_replicas_of(replicas, min_replicas, max_replicas),
         idle_seconds=idle_seconds,
         device=device,
+        rollout=Rollout(strategy="canary" if canary else "surge"),
+        pinned=pinned,
     )
     with common.connect() as client, progress(f"deploy {spec.name}") as report:
         if dry_run:
@@ -152,11 +163,28 @@ def print_deployments(deployments: list[Deployment]) -> None:
             ),
             f"{each.replicas_ready} of {each.spec.replicas.min}..{each.spec.replicas.max}",
             format_age(each.created_at),
-            f"{each.cause}: {each.remedy}" if each.remedy else each.cause,
+            "; ".join(filter(None, (_trouble_of(each), describe_rollout(each)))),
         )
         for each in deployments
     ]
     print_table(columns, rows)
+
+
+def _trouble_of(deployment: Deployment) -> str:
+    cause, remedy = deployment.cause, deployment.remedy
+    return f"{cause}: {remedy}" if remedy else cause
+
+
+def describe_rollout(deployment: Deployment) -> str:
+    """How far a change of versions is, in a line; empty when nothing changes."""
+    rollout = deployment.rollout
+    if rollout.phase == "canary":
+        return f"canary {rollout.candidate} at {rollout.share:g} %: {rollout.reason}"
+    if rollout.phase == "rolled_back":
+        return f"rolled back to {', '.join(rollout.serving)}: {rollout.reason}"
+    if rollout.phase == "changing":
+        return f"changing from {', '.join(rollout.serving)}"
+    return ""
 
 
 def _print_workers(workers: list[WorkerInfo]) -> None:
@@ -233,6 +261,36 @@ def stop(name: str, /, *, dry_run: DryRun = False, common: Common = DEFAULT) -> 
         if not dry_run:
             deployment = client.deployments.stop(name)
     show(common, deployment, lambda: _print_switch(deployment, "stop", dry_run=dry_run))
+
+
+@command("rollback", group=DEPLOYMENTS, examples=["wherry rollback mood"])
+def rollback(name: str, /, *, common: Common = DEFAULT) -> None:
+    """Serve the version before again, at once while it is still loaded; ends a canary.
+
+    Args:
+        name: The deployment.
+    """
+    with common.connect() as client:
+        deployment = client.deployments.roll_back(name)
+    show(common, deployment, lambda: _print_serving(deployment))
+
+
+@command("promote", group=DEPLOYMENTS, examples=["wherry promote mood"])
+def promote(name: str, /, *, common: Common = DEFAULT) -> None:
+    """Let a canary, or what was rolled back, take over without further proof.
+
+    Args:
+        name: The deployment.
+    """
+    with common.connect() as client:
+        deployment = client.deployments.promote(name)
+    show(common, deployment, lambda: _print_serving(deployment))
+
+
+def _print_serving(deployment: Deployment) -> None:
+    change = describe_rollout(deployment)
+    versions = ", ".join(deployment.versions)
+    print(f"{deployment.name} serves {versions}" + (f"; {change}" if change else ""))
 
 
 def _print_switch(deployment: Deployment, verb: str, *, dry_run: bool) -> None:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from wherry import errors
 from wherry.cli.command import DEFAULT, MODELS, Common, DryRun, command
+from wherry.cli.deployments import describe_rollout
 from wherry.cli.output import (
     UsageError,
     format_age,
@@ -22,7 +23,7 @@ from wherry.cli.output import (
     progress,
     show,
 )
-from wherry.client.schema import CatalogEntry, Job, Model, Version
+from wherry.client.schema import CatalogEntry, Deployment, Job, Model, Version
 
 
 @command("catalog", group=MODELS, examples=["wherry catalog", "wherry catalog -o json"])
@@ -224,10 +225,15 @@ def show_model(model: str, /, *, common: Common = DEFAULT) -> None:
         found = client.models.get(name)
         number = resolve_version(found, reference) if reference else None
         version = client.models.version(name, number) if number else found.latest
-    show(common, version if reference else found, lambda: _print_version(found, version))
+        deployments = client.deployments.list() if common.output == "table" else []
+    show(
+        common,
+        version if reference else found,
+        lambda: _print_version(found, version, deployments),
+    )
 
 
-def _print_version(model: Model, version: Version | None) -> None:
+def _print_version(model: Model, version: Version | None, deployments: list[Deployment]) -> None:
     fields: dict[str, object] = {"name": model.name, "task": model.task}
     if version is not None:
         card = version.card
@@ -250,7 +256,15 @@ def _print_version(model: Model, version: Version | None) -> None:
                 f"{name.replace('_', ' ')} {value}" for name, value in version.running.items()
             ),
         }
+    served = [each for each in deployments if _serves(each, model.name)]
+    fields["served by"] = "; ".join(
+        ": ".join(filter(None, (each.name, each.state, describe_rollout(each)))) for each in served
+    )
     print_fields(fields)
+
+
+def _serves(deployment: Deployment, model: str) -> bool:
+    return any(each.partition("@")[0] == model for each in deployment.versions)
 
 
 def resolve_version(model: Model, reference: str) -> int:

@@ -57,6 +57,8 @@ class AsyncDeployments(AsyncResource):
     scale = awaited(deployments.scale_deployment)
     start = awaited(deployments.start_deployment)
     stop = awaited(deployments.stop_deployment)
+    roll_back = awaited(deployments.roll_back)
+    promote = awaited(deployments.promote)
     remove = awaited(deployments.remove_deployment)
     logs = awaited_stream(deployments.read_logs)
 

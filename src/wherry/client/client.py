@@ -59,6 +59,8 @@ class Deployments(BlockingResource):
     scale = blocking(deployments.scale_deployment)
     start = blocking(deployments.start_deployment)
     stop = blocking(deployments.stop_deployment)
+    roll_back = blocking(deployments.roll_back)
+    promote = blocking(deployments.promote)
     remove = blocking(deployments.remove_deployment)
     logs = blocking_stream(deployments.read_logs)
 

@@ -219,13 +219,46 @@ class Replicas(Spec, frozen=True):
 
     min: Annotated[int, Meta(ge=0, le=64)] = 1
     max: Annotated[int, Meta(ge=1, le=64)] = 1
+    target: Annotated[float, Meta(ge=0.1, le=1.0)] = 0.75
+    """How busy workers should be: one more runs when they are busier than this."""
 
 
 class Target(Spec, frozen=True):
-    """A version that takes a share of the traffic."""
+    """A version that takes a share of the traffic, or (`shadow`) copies that nobody sees."""
 
     model: ModelRef
     weight: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+    shadow: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of requests of which it gets a copy; it then answers no client, whatever its weight."""
+
+
+class Rollout(Spec, frozen=True):
+    """How a new version takes over from the one that serves."""
+
+    strategy: Literal["surge", "canary"] = "surge"
+    """surge: all at once when all its workers are ready; canary: step by step, judged on the way."""
+    steps: Annotated[
+        tuple[Annotated[float, Meta(gt=0, le=90)], ...], Meta(min_length=1, max_length=20)
+    ] = (10.0, 50.0)
+    """Per cent of the requests that the new version gets, one step after another."""
+    min_requests: Annotated[int, Meta(ge=1, le=10_000_000)] = 100
+    """Fewest requests of each version in a step before the next one."""
+    confidence: Annotated[float, Meta(ge=0.5, le=0.9999)] = 0.95
+    """Chance that neither a good version is rolled back nor a worse one promoted."""
+    error_margin: Annotated[float, Meta(gt=0, le=1)] = 0.02
+    """How much more of its requests may fail: 0.02 = two in a hundred more."""
+    latency_margin: Annotated[float, Meta(ge=0, le=100)] = 0.5
+    """How much slower it may be: 0.5 = half as slow again; 5 ms are always allowed."""
+    latency_quantile: Annotated[float, Meta(ge=0.05, le=0.99)] = 0.9
+    """By which quantile of the latencies that is judged."""
+    agreement: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Least share of answers that must agree with those of the old version; 0 = not compared."""
+    agreement_share: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    """Share of the old version's requests that are copied to the new one to compare answers."""
+    timeout_seconds: Annotated[float, Meta(gt=0, le=10_000_000)] = 86_400.0
+    """A canary that is not decided by then is rolled back."""
+    keep_warm_seconds: Annotated[float, Meta(ge=0, le=10_000_000)] = 60.0
+    """How long the version before stays loaded after a change, for an instant roll-back."""
 
 
 class DeploymentSpec(Spec, frozen=True):
@@ -242,6 +275,9 @@ class DeploymentSpec(Spec, frozen=True):
     device: Annotated[str, Meta(max_length=64)] = "cpu"
     secrets: dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=4096)]] = {}
     """For `upstream`: `{"api_key": "env:WHERRY_SECRET_NAME"}`, a variable of the server."""
+    rollout: Rollout = Rollout()
+    pinned: bool = False
+    """Never unloaded to make room for others; needs `replicas.min` = 0 to mean anything."""
     stopped: bool = False
 
 
@@ -280,8 +316,44 @@ class WorkerInfo(Answer):
     memory_mib: int = 0
     in_flight: int = 0
     """As the worker last said, a second ago or less."""
+    busy: float = 0.0
+    """Share of the last second in which it worked, 0 to 1."""
     started_at: float = 0.0
     detail: str = ""
+
+
+class RolloutInfo(Answer):
+    """How far a change of versions is, or how the last one ended."""
+
+    phase: Literal["steady", "changing", "canary", "rolled_back"] = "steady"
+    serving: list[str] = []
+    """`model@number` of what served last as a whole."""
+    previous: list[str] = []
+    """What `rollback` goes back to."""
+    warm_seconds: float = 0.0
+    """How long the previous version stays loaded."""
+    candidate: str = ""
+    share: float = 0.0
+    """Per cent of the requests that the candidate gets."""
+    requests: int = 0
+    """That the candidate has had in this step."""
+    reason: str = ""
+    """Of a canary: what it waits for; else why the last change ended as it did."""
+    at: float = 0.0
+    """When that was decided."""
+
+
+class LoadInfo(Answer):
+    """What a deployment does now; rates and latencies of the last seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    wait_seconds: float = 0.0
+    """How long a request that comes now would wait."""
+    requests_per_second: float = 0.0
+    errors_per_second: float = 0.0
+    latency_ms_p50: float = 0.0
+    latency_ms_p95: float = 0.0
 
 
 class Deployment(Answer, kw_only=True):
@@ -300,6 +372,8 @@ class Deployment(Answer, kw_only=True):
     versions: dict[str, int] = {}
     """`model@number` → share of traffic."""
     replicas_ready: int = 0
+    rollout: RolloutInfo = msgspec.field(default_factory=RolloutInfo)
+    load: LoadInfo = msgspec.field(default_factory=LoadInfo)
     created_at: float = 0.0
     updated_at: float = 0.0
 

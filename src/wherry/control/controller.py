@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from wherry import errors
 from wherry.client.schema import Deployment, WorkerInfo
+from wherry.control.change import decide, settle
 from wherry.control.deployments import Deployments
 from wherry.control.describe import describe_deployment, describe_worker
 from wherry.control.hub import Hub
@@ -18,8 +21,9 @@ from wherry.control.placement.local import LocalPlacement
 from wherry.control.replicas import Replicas
 from wherry.control.rollout import Wanted, choose_routed
 from wherry.control.routes import route_of
-from wherry.control.running import NO_TROUBLE, Running
+from wherry.control.running import NO_TROUBLE, Order, Running
 from wherry.control.store import Desired
+from wherry.control.versions import Versions
 from wherry.gateway.route import DeploymentRoute, Snapshot
 from wherry.storage.database import Database, read_revisions
 from wherry.telemetry import get_logger
@@ -29,6 +33,20 @@ log = get_logger("controller")
 
 TURN_SECONDS = 0.5
 SETTLE_SECONDS = 3.0
+EVIDENCE_SECONDS = 5.0
+"""At most so much of what a canary showed is lost when the server is killed."""
+
+
+class _Found:
+    """A deployment as the database has it."""
+
+    def __init__(self, desired: Desired) -> None:
+        self.desired = desired
+        self.meaning: list[Wanted] = []
+        self.shadows: list[tuple[Wanted, float]] = []
+        self.error: errors.WherryError | None = None
+        self.kept = Versions()
+        self.known: list[Wanted] = []
 
 
 class Controller:
@@ -144,76 +162,97 @@ class Controller:
             for running in list(self._running.values()):
                 await self._reconcile_alone(running)
             self._publish()
+            await self._save_changes()
         self._turns_done = turn
         self.hub.drop_silent()
         self._replicas.finish_drains(self.hub.is_acknowledged)
         self._replicas.kill_hung()
 
     async def _read_desired(self) -> None:
-        def read() -> tuple[tuple[int, int], list[tuple[Desired, Any]]] | None:
+        def read() -> tuple[tuple[int, int], list[_Found]] | None:
             with self._database.read() as connection:
                 revisions = read_revisions(connection)
             seen = (revisions.get("deployments", 0), revisions.get("models", 0))
             if seen == self._revisions:
                 return None
-            return seen, [(each, self._resolve(each)) for each in self._deployments.load()]
+            return seen, [self._look_up(each) for each in self._deployments.load()]
 
         found = await asyncio.to_thread(read)
         if found is None:
             return
-        self._revisions, all_desired = found
-        for desired, resolved in all_desired:
-            self._take_desired(desired, resolved)
-        wanted = {desired.id for desired, _ in all_desired}
+        self._revisions, all_found = found
+        for each in all_found:
+            self._take_desired(each)
+        wanted = {each.desired.id for each in all_found}
         for running_id, running in self._running.items():
             if running_id not in wanted:
-                running.is_deleted, running.wanted = True, []
+                running.is_deleted, running.meaning, running.shadows = True, [], []
 
-    def _resolve(self, desired: Desired) -> list[Wanted] | errors.WherryError:
+    def _look_up(self, desired: Desired) -> _Found:
+        """What a spec means now, and for one that is new here also what it served before."""
+        found = _Found(desired)
+        if desired.id not in self._running:
+            found.kept, found.known = self._deployments.load_versions(desired)
         try:
-            return [Wanted(*pair) for pair in self._deployments.resolve(desired)]
+            for version, target in self._deployments.resolve(desired):
+                if target.shadow:
+                    found.shadows.append((Wanted(version, 0), target.shadow))
+                else:
+                    found.meaning.append(Wanted(version, target.weight))
         except errors.Unavailable:
             raise
         except errors.WherryError as error:
-            return error
+            found.error = error
+        return found
 
-    def _take_desired(self, desired: Desired, resolved: list[Wanted] | errors.WherryError) -> None:
+    def _take_desired(self, found: _Found) -> None:
+        desired = found.desired
         running = self._running.get(desired.id)
         if running is None:
-            running = self._running[desired.id] = Running(desired)
+            running = self._running[desired.id] = Running(desired, found.kept)
+            running.known.update({each.key: each for each in found.known})
         was_stopped = running.desired.spec.stopped
         running.desired = desired
         if was_stopped and not desired.spec.stopped:
             running.wake()
             running.failures.clear()
-        if isinstance(resolved, errors.WherryError):
-            running.unresolved = (resolved.message, resolved.hint)
+        if found.error is not None:
+            running.unresolved = (found.error.message, found.error.hint)
             return
         running.unresolved = NO_TROUBLE
-        running.wanted = resolved
-        running.known.update({each.key: each for each in resolved})
+        running.meaning, running.shadows = found.meaning, found.shadows
+        shadows = [wanted for wanted, _ in found.shadows]
+        running.known.update({each.key: each for each in (*found.meaning, *shadows)})
 
     def _read_loads(self) -> None:
         now = time.monotonic()
+        by_name = {each.desired.full_name: each for each in self._running.values()}
         for running in self._running.values():
-            waiting, wait_seconds = 0, 0.0
-            name = running.desired.full_name
-            for line in self.hub.lines:
-                if line.load is None:
-                    continue
+            running.in_flight, running.wait_seconds = 0, 0.0
+            running.waiting.clear()
+            if not running.is_deleted:
+                by_name[running.desired.full_name] = running  # not one that was deleted before
+        present = {f"{line.name} {line.pid}" for line in self.hub.lines}
+        for line in self.hub.lines:
+            if line.load is None:
+                continue
+            for load in line.load.versions:
+                running = by_name.get(load.deployment)
+                if running is not None:
+                    running.take_counts(now, f"{line.name} {line.pid}", load)
+            for name, running in by_name.items():
                 in_flight, queued, wait = line.load.loads.get(name, (0, 0, 0.0))
-                waiting += queued
-                wait_seconds = max(wait_seconds, wait)
+                running.in_flight += in_flight
+                running.wait_seconds = max(running.wait_seconds, wait)
                 if in_flight or queued:
                     running.last_used = now
                 elif name in line.load.last_used:
                     used = now - line.load.last_used[name]
                     running.last_used = max(running.last_used, used)
+        for running in self._running.values():
+            running.forget_gateways(present)
+            running.scale(now)
             spec = running.desired.spec
-            if spec.replicas.max > 1:
-                is_settled = all(each.state == "ready" for each in running.replicas.values())
-                running.scaler.observe(now, waiting, wait_seconds, is_settled=is_settled)
-            running.scaler.clamp(spec.replicas.min, spec.replicas.max)
             idle = now - running.last_used
             if spec.replicas.min == 0 and spec.idle_seconds and idle > spec.idle_seconds:
                 running.sleep()
@@ -222,7 +261,7 @@ class Controller:
 
     async def _reconcile_alone(self, running: Running) -> None:
         """Reconcile a deployment so that its fault is its own: the others go on."""
-        running.obstacle = NO_TROUBLE
+        running.obstacle, running.delay = NO_TROUBLE, ""
         try:
             await self._reconcile(running)
         except Exception:
@@ -232,14 +271,22 @@ class Controller:
     async def _reconcile(self, running: Running) -> None:
         if running.desired.spec.replicas.min > 0:
             running.is_awake = True
-        wanted_keys = [each.key for each in running.wanted] if running.target else []
+        decide(running)
+        running.plan()
+        wanted_keys = [each.key for each in running.wanted] if running.is_loaded else []
         for wanted in running.wanted:
-            await self._replicas.adjust(running, wanted)
+            await self._replicas.adjust(running, wanted, running.target_of(wanted.key))
+        shadows = [] if running.is_deleted else running.shadows
+        for wanted, _ in shadows:
+            if wanted.key not in wanted_keys:
+                await self._replicas.adjust(running, wanted, int(running.is_loaded))
         running.routed = choose_routed(
-            wanted_keys, running.routed, running.ready_by_version(), running.target
+            wanted_keys, running.routed, running.ready_by_version(), running.targets
         )
+        settle(running)
+        kept = {*wanted_keys, *running.routed, *running.warm, *(each.key for each, _ in shadows)}
         for replica in running.replicas.values():
-            if replica.wanted.key not in (*wanted_keys, *running.routed):
+            if replica.wanted.key not in kept:
                 replica.drain()
         running.forget_old_versions()
         if running.is_deleted and not running.replicas:
@@ -254,6 +301,51 @@ class Controller:
             if desired.team_id == team_id and desired.spec.name == name and not running.is_awake:
                 running.wake()
                 self.wake_up()
+
+    async def order(self, team_id: str, name: str, what: Literal["rollback", "promote"]) -> None:
+        """Carry out an operator's word about versions; in force everywhere when it returns.
+
+        Raises:
+            ModelNotFound: no such deployment.
+            Conflict: there is nothing to go back to, or to promote.
+            Unavailable: it is in force, but could not be recorded.
+        """
+        running = next((each for each in self._of_team(team_id) if each.name == name), None)
+        if running is None:
+            raise errors.ModelNotFound(f"no deployment {name!r}", hint="wherry ps")
+        order = Order(what)
+        running.orders.append(order)
+        await self.settle()
+        if not order.done.done():
+            raise errors.Unavailable("the controller is busy", hint="it will be done in a moment")
+        await order.done
+        if running.versions is not running.saved_versions:
+            raise errors.Unavailable(
+                "it is done, but the database cannot record it: a restart would undo it",
+                hint="see `wherry doctor`",
+            )
+
+    async def _save_changes(self) -> None:
+        """Keep what was decided; what cannot be kept now is tried again in the next turn."""
+        now = time.monotonic()
+        for running in list(self._running.values()):
+            # the evidence of a canary grows all the time
+            is_old = running.candidate and now - running.saved_at > EVIDENCE_SECONDS
+            is_new = running.versions is not running.saved_versions or running.notes
+            if running.is_deleted or not (is_new or is_old):
+                continue
+            versions, notes = running.versions, running.notes
+            text = msgspec.json.encode(versions).decode()
+            told = [(each.what, {"reason": each.reason}) for each in notes]
+            try:
+                await asyncio.to_thread(
+                    self._deployments.save_versions, running.desired, text, told
+                )
+            except errors.Unavailable as error:
+                log.warning("cannot record versions now", error=error.message)
+                return
+            running.saved_versions, running.saved_at = versions, now
+            running.notes = running.notes[len(told) :]
 
     def _publish(self) -> None:
         routes = tuple(

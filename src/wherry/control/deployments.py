@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,12 +11,13 @@ from wherry import errors
 from wherry.client.schema import (
     Change,
     DeploymentSpec,
-    Replicas,
     Target,
 )
 from wherry.control import store
 from wherry.control.memory import MemoryBudget, memory_of
+from wherry.control.rollout import Wanted
 from wherry.control.store import Desired
+from wherry.control.versions import Pick, Versions
 from wherry.models.registry.registry import Registry, ResolvedVersion
 from wherry.storage.database import Database, add_event
 
@@ -46,12 +48,36 @@ class Deployments:
                 return desired
         raise errors.ModelNotFound(f"no deployment {name!r}", hint="wherry ps")
 
-    def resolve(self, desired: Desired) -> list[tuple[ResolvedVersion, int]]:
-        """The versions a spec means now (aliases are followed live), with their weights."""
+    def resolve(self, desired: Desired) -> list[tuple[ResolvedVersion, Target]]:
+        """The versions a spec means now (aliases are followed live), each with its target."""
         return [
-            (self._registry.version(desired.team_id, target.model), target.weight)
+            (self._registry.version(desired.team_id, target.model), target)
             for target in targets_of(desired.spec)
         ]
+
+    def load_versions(self, desired: Desired) -> tuple[Versions, list[Wanted]]:
+        """What is kept of a deployment's versions, and those of them that still exist."""
+        with self._database.read() as connection:
+            kept = store.load_versions(connection, desired.id)
+        picks = {each.key: each for each in (*kept.serving, *kept.previous)}
+        found: list[Wanted] = []
+        for pick in picks.values():
+            try:
+                version = self._registry.version(desired.team_id, pick.name)
+            except errors.NotFound:
+                continue
+            if version.digest == pick.digest:
+                found.append(Wanted(version, pick.weight))
+        return kept, found
+
+    def save_versions(
+        self, desired: Desired, encoded: str, notes: Sequence[tuple[str, dict[str, Any]]]
+    ) -> None:
+        """Keep what a deployment serves, with the events that led to it."""
+        with self._database.write() as connection:
+            store.save_versions(connection, desired.id, encoded)
+            for what, data in notes:
+                add_event(connection, desired.team_id, "deployments", desired.spec.name, what, data)
 
     def apply(
         self, team_id: str, specs: list[DeploymentSpec], *, dry_run: bool = False
@@ -101,12 +127,17 @@ class Deployments:
     def users_of(self, team_id: str, model: str, number: int | None = None) -> list[str]:
         """Names of deployments that serve a model (or one version of it) now."""
         users: list[str] = []
+        with self._database.read() as connection:
+            kept = store.load_versions_of_team(connection, team_id)
         for desired in self.load(team_id):
             for target in targets_of(desired.spec):
                 if target.model.partition("@")[0] != model:
                     continue
                 if number is None or self._number_of(team_id, target.model) == number:
                     users.append(desired.spec.name)
+            # what serves after a roll-back is not what the spec names
+            serving = kept[desired.id].serving if desired.id in kept else ()
+            users += [desired.spec.name for pick in serving if _is_pick(pick, model, number)]
         return sorted(set(users))
 
     def _number_of(self, team_id: str, model: str) -> int | None:
@@ -153,8 +184,20 @@ class Deployments:
                 hint="a deployment with a minimum is never unloaded",
                 param="idle_seconds",
             )
+        if all(target.shadow for target in targets):
+            raise errors.InvalidInput(
+                f"deployment {spec.name!r} has only shadow targets, which answer nobody",
+                param="targets",
+            )
         for target in targets:
-            self._registry.version(team_id, target.model)
+            version = self._registry.version(team_id, target.model)
+            if target.shadow and not version.manifest.idempotent:
+                raise errors.InvalidInput(
+                    f"deployment {spec.name!r}: model {target.model!r} is not idempotent, so asking "
+                    "it twice may do something twice",
+                    hint="a shadow needs a model with idempotent = true",
+                    param="targets",
+                )
 
     def _check_memory(self, team_id: str, changed: list[DeploymentSpec]) -> None:
         """Refuse what could never run beside all that should run."""
@@ -183,7 +226,8 @@ class Deployments:
             return 0
         replicas = spec.replicas.min
         return sum(
-            memory_of(self._registry.version(team_id, target.model)) * replicas
+            memory_of(self._registry.version(team_id, target.model))
+            * (min(1, replicas) if target.shadow else replicas)
             for target in targets_of(spec)
         )
 
@@ -211,7 +255,12 @@ def scaled(spec: DeploymentSpec, minimum: int, maximum: int | None) -> dict[str,
     if minimum == 0 and maximum is None and not spec.idle_seconds:
         return {"stopped": True}
     top = maximum if maximum is not None else max(1, minimum)
-    return {"stopped": False, "replicas": Replicas(min=minimum, max=top)}
+    replicas = msgspec.structs.replace(spec.replicas, min=minimum, max=top)
+    return {"stopped": False, "replicas": replicas}
+
+
+def _is_pick(pick: Pick, model: str, number: int | None) -> bool:
+    return pick.model == model and number in (None, pick.number)
 
 
 def _compare(before: DeploymentSpec | None, after: DeploymentSpec) -> Change:
@@ -223,10 +272,11 @@ def _compare(before: DeploymentSpec | None, after: DeploymentSpec) -> Change:
         if old.get(name) != new.get(name)
     }
     if before is None:
+        unsaid = _flatten(msgspec.to_builtins(DeploymentSpec(name="-")))
         fields = {
             name: pair
             for name, pair in fields.items()
-            if pair[1] not in (None, [], {}, 0) or name.startswith("replicas.")
+            if pair[1] != unsaid.get(name) or name in ("replicas.min", "replicas.max")
         }
         return Change(deployment=after.name, action="create", fields=fields)
     return Change(deployment=after.name, action="update" if fields else "none", fields=fields)

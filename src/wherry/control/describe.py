@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
-from wherry.client.schema import Deployment, WorkerInfo
+from wherry.client.schema import Deployment, LoadInfo, RolloutInfo, WorkerInfo
 from wherry.control.running import Replica, Running
+from wherry.control.versions import share_of
 
 
 def describe_deployment(running: Running) -> Deployment:
@@ -13,6 +16,8 @@ def describe_deployment(running: Running) -> Deployment:
     desired = running.desired
     state, cause, remedy = running.state()
     total = sum(each.weight for each in running.wanted) or 1
+    idle = {*running.warm, *running.shadow_shares} - {each.key for each in running.wanted}
+    idle -= set(running.routed)
     return Deployment(
         name=desired.spec.name,
         team=desired.team,
@@ -27,10 +32,42 @@ def describe_deployment(running: Running) -> Deployment:
             f"{each.version.model}@{each.version.number}": each.weight * 100 // total
             for each in running.wanted
         },
-        replicas_ready=sum(running.ready_by_version().values()),
+        replicas_ready=sum(
+            count for key, count in running.ready_by_version().items() if key not in idle
+        ),
+        rollout=_describe_rollout(running),
+        load=LoadInfo(
+            running=max(0, running.in_flight - sum(running.waiting.values())),
+            waiting=sum(running.waiting.values()),
+            wait_seconds=round(running.wait_seconds, 3),
+        ),
         created_at=desired.created_at,
         updated_at=desired.updated_at,
     )
+
+
+def _describe_rollout(running: Running) -> RolloutInfo:
+    versions = running.versions
+    info = RolloutInfo(
+        serving=[each.name for each in versions.serving],
+        previous=[each.name for each in versions.previous],
+        warm_seconds=round(max(0.0, running.warm_until - time.monotonic()), 1),
+        reason=versions.reason,
+        at=versions.at,
+    )
+    canary = versions.canary
+    if canary is not None:
+        info.phase = "canary"
+        info.candidate = canary.candidate.name
+        info.share = share_of(canary, running.rules)
+        info.requests = canary.trial.new.requests
+        info.reason = running.canary_words
+        info.at = canary.begun_at
+    elif versions.refused and running.picks == versions.refused:
+        info.phase = "rolled_back"
+    elif versions.serving and running.picks != versions.serving:
+        info.phase = "changing"
+    return info
 
 
 def describe_worker(running: Running, replica: Replica) -> WorkerInfo:
@@ -44,6 +81,7 @@ def describe_worker(running: Running, replica: Replica) -> WorkerInfo:
         state=replica.state,  # type: ignore[arg-type]
         memory_mib=replica.memory_mib,
         in_flight=replica.in_flight,
+        busy=round(replica.busy_share, 3),
         started_at=replica.started_at,
         detail=replica.detail,
     )

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from wherry import errors
+from wherry.control.autoscale import WorkMeter
+from wherry.control.evict import Resident, choose_victims, will_make_room
 from wherry.control.logs import WorkerLogs
 from wherry.control.memory import MemoryBudget, memory_of
 from wherry.control.placement.local import LocalPlacement
 from wherry.control.placement.placement import WorkerEvent, describe_exit
 from wherry.control.rollout import Wanted
 from wherry.control.running import Replica, Running
+from wherry.control.versions import Note
 from wherry.storage.database import Database, add_event
 from wherry.telemetry import get_logger
 from wherry.worker.sandbox.sandbox import Confinement
@@ -108,13 +111,13 @@ class Replicas:
 
     # ------------------------------------------------------------------ as many as wanted
 
-    async def adjust(self, running: Running, wanted: Wanted) -> None:
+    async def adjust(self, running: Running, wanted: Wanted, target: int) -> None:
         """Start or drain workers of a version until it has as many as it should have."""
         live = running.replicas_of(wanted)
-        for replica in live[running.target :]:
+        for replica in live[target:]:
             replica.drain()
         failures = running.failures_of(wanted.key)
-        for _ in range(len(live), running.target):
+        for _ in range(len(live), target):
             if time.monotonic() < failures.not_before or not self._has_room(running, wanted):
                 return
             try:
@@ -136,20 +139,83 @@ class Replicas:
         need = memory_of(wanted.version)
         if self._budget.fits(need, self.memory_used()):
             return True
-        if self._budget.fits(need, self.memory_used(live_only=True)):
-            return False  # as soon as those that drain have ended
-        if self._replace_old(running):
+        used = self.memory_used(live_only=True)
+        if self._budget.fits(need, used):
+            running.delay = "waits for the memory of workers that are ending"
             return False
-        if len(running.replicas_of(wanted)) < max(1, running.desired.spec.replicas.min):
+        missing = need + sum(mib for _, mib in used) - self._budget.limit_mib
+        is_served = any(each.key == wanted.key for each in running.wanted)
+        # a worker more than it must have, or one for shadow copies, is worth nobody's unloading
+        least = max(1, running.desired.spec.replicas.min) if is_served else 0
+        is_due = len(running.replicas_of(wanted)) < least
+        residents = self._residents(running)
+        if self._end_warm(missing) or (is_due and self._evict(running, residents, missing)):
+            running.delay = "waits for the memory of workers that are ending"
+        elif is_served and self._replace_old(running):
+            running.delay = "waits for the memory of the version before it"
+        elif is_due and will_make_room(residents, missing):
+            running.delay = "waits for memory that deployments in use hold"
+        elif is_due:
             running.obstacle = (
                 f"does not fit: {self._budget.explain(need, self.memory_used())}",
                 "stop another deployment, or raise memory_limit_mib",
             )
         return False
 
+    def _end_warm(self, missing_mib: int) -> bool:
+        """End versions that are kept loaded for a roll-back, the oldest first, if that helps."""
+        freed = 0
+        for running in sorted(self._running.values(), key=lambda each: each.warm_until):
+            idle = set(running.warm) - {each.key for each in running.wanted} - set(running.routed)
+            workers = [each for each in running.replicas.values() if each.wanted.key in idle]
+            if freed < missing_mib and any(each.is_live for each in workers):
+                running.warm_until = 0.0
+                freed += sum(each.memory_mib for each in workers)
+                for replica in workers:
+                    replica.drain()
+        return freed > 0
+
+    def _evict(self, asking: Running, residents: list[Resident], missing_mib: int) -> bool:
+        """Unload deployments that nobody uses; why is kept and shown."""
+        victims = choose_victims(residents, missing_mib)
+        for victim in victims:
+            running = self._running[victim]
+            is_same_team = running.desired.team_id == asking.desired.team_id
+            name = asking.desired.spec.name if is_same_team else "another team's deployment"
+            running.sleep()
+            running.unloaded = (name, time.time())
+            idle = round(time.monotonic() - running.last_used)
+            running.notes.append(Note("unloaded", f"to make room for {name}; idle for {idle} s"))
+            log.info("unloaded", deployment=running.desired.full_name, for_deployment=name)
+        if victims:
+            self._on_change()  # their workers end in the next turn
+        return bool(victims)
+
+    def _residents(self, asking: Running) -> list[Resident]:
+        now = time.monotonic()
+        found: list[Resident] = []
+        for running_id, running in self._running.items():
+            workers = [each for each in running.replicas.values() if each.is_live]
+            if running is asking or running.is_deleted or not workers:
+                continue
+            spec = running.desired.spec
+            is_loading = any(each.state != "ready" for each in workers)
+            is_used = running.in_flight > 0 or any(each.in_flight for each in workers)
+            found.append(
+                Resident(
+                    id=running_id,
+                    memory_mib=sum(each.memory_mib for each in workers),
+                    may_be_unloaded=spec.replicas.min == 0 and not spec.pinned,
+                    is_working=is_loading or is_used,
+                    loaded_seconds=now - max(each.ready_at for each in workers),
+                    idle_seconds=now - running.last_used,
+                )
+            )
+        return found
+
     def _replace_old(self, running: Running) -> bool:
         """Drain one worker of an old version of the same deployment, one after another."""
-        wanted_keys = {each.key for each in running.wanted}
+        wanted_keys = {each.key for each in running.wanted} | set(running.shadow_shares)
         old = [each for each in running.replicas.values() if each.wanted.key not in wanted_keys]
         if old and all(replica.is_live for replica in old):
             min(old, key=lambda each: each.state == "ready").drain()
@@ -282,6 +348,7 @@ class Replicas:
         if event.kind == "ready" and report is not None:
             if replica.state == "starting":
                 replica.state = "ready"
+                replica.ready_at = time.monotonic()
             replica.memory_mib = report.memory_mib or replica.memory_mib
             replica.calibration = report.calibration
             if report.calibration:
@@ -292,7 +359,10 @@ class Replicas:
             self._on_change()
         elif event.kind == "alive" and report is not None:
             replica.busy_ms = report.busy_ms
-            replica.in_flight = report.in_flight
+            replica.in_flight, replica.waiting = report.in_flight, report.waiting
+            now = time.monotonic()
+            worked = replica.note_busy(now, report.busy_seconds)
+            running.meters.setdefault(replica.wanted.key, WorkMeter()).add(now, worked, 0)
             replica.memory_mib = report.memory_mib or replica.memory_mib
         elif event.kind == "starting" and report is not None and report.state == "failed":
             replica.detail = report.detail

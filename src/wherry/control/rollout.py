@@ -30,12 +30,16 @@ class Failures:
     def __init__(self) -> None:
         self._at: list[float] = []
         self.load_failures = 0
+        self.crashes: list[float] = []
+        """When ready workers ended lately."""
         self.not_before = 0.0
         self.cause = ""
 
     def note(self, now: float, cause: str, *, was_ready: bool) -> None:
         """A worker ended that should not have."""
         self.cause = cause
+        if was_ready:
+            self.crashes = [at for at in self.crashes if now - at < WINDOW_SECONDS] + [now]
         self._at = [at for at in self._at if now - at < WINDOW_SECONDS] + [now]
         if was_ready:
             count, longest = len(self._at) - FREE_CRASHES, MAX_CRASH_BACKOFF_SECONDS
@@ -65,7 +69,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def choose_routed(
-    wanted: list[str], routed: list[str], ready: dict[str, int], target: int
+    wanted: list[str], routed: list[str], ready: dict[str, int], targets: dict[str, int]
 ) -> list[str]:
     """Keys of the versions that take traffic now.
 
@@ -73,12 +77,12 @@ def choose_routed(
         wanted: what the spec asks for.
         routed: what takes traffic so far.
         ready: ready workers by version.
-        target: workers that each wanted version should have. An old version is not left before
+        targets: workers that each wanted version should have. An old version is not left before
             all of them are ready: the new one must carry the whole load.
     """
     still = [key for key in routed if ready.get(key)]
-    needed = target if any(key not in wanted for key in still) else 1
-    if all(ready.get(key, 0) >= needed for key in wanted):
+    is_leaving = any(key not in wanted for key in still)
+    if all(ready.get(key, 0) >= (targets[key] if is_leaving else 1) for key in wanted):
         return wanted
     return still or wanted
 

@@ -6,7 +6,13 @@ import time
 
 from wherry.control.rollout import Wanted
 from wherry.control.running import Running
-from wherry.gateway.route import DeploymentRoute, VersionRoute, WorkerRoute, describe_tensors
+from wherry.gateway.route import (
+    DeploymentRoute,
+    ShadowRoute,
+    VersionRoute,
+    WorkerRoute,
+    describe_tensors,
+)
 
 
 def route_of(running: Running) -> DeploymentRoute:
@@ -14,26 +20,42 @@ def route_of(running: Running) -> DeploymentRoute:
     desired, spec = running.desired, running.desired.spec
     state, cause, _ = running.state()
     keys = running.routed or [each.key for each in running.wanted]
+    ready = running.ready_by_version()
+    # loaded, but for no client's requests: ready to take over, or asked for by number
+    idle = [each for each in (*running.warm, *running.shadow_shares) if each not in keys]
+    versions = [_version_route(running, key, running.known[key].weight) for key in keys]
+    versions += [_version_route(running, key, 0) for key in dict.fromkeys(idle) if ready.get(key)]
     limits = spec.limits
     return DeploymentRoute(
         team_id=desired.team_id,
         team=desired.team,
         name=spec.name,
         state=state,  # type: ignore[arg-type]
-        cause=cause,
+        cause=cause if state not in ("idle", "starting") else "",
         retry_after_seconds=estimate_load_seconds(running),
         created_at=desired.created_at,
-        versions=tuple(_version_route(running, running.known[key]) for key in keys),
+        versions=tuple(versions),
         concurrency=limits.concurrency,
         queue_seconds=limits.queue_seconds,
         body_bytes=limits.body_bytes,
         tokens=limits.tokens,
         timeout_seconds=limits.timeout_seconds,
+        split="request" if running.candidate else "key",
+        shadows=tuple(
+            _shadow_route(running.known[key], share)
+            for key, share in running.shadow_shares.items()
+            if ready.get(key)
+        ),
     )
 
 
-def _version_route(running: Running, wanted: Wanted) -> VersionRoute:
+def _shadow_route(wanted: Wanted, share: float) -> ShadowRoute:
     version = wanted.version
+    return ShadowRoute(version.model, version.number, version.digest, share)
+
+
+def _version_route(running: Running, key: str, weight: int) -> VersionRoute:
+    version = running.known[key].version
     signature = version.manifest.signature
     workers = tuple(
         WorkerRoute(
@@ -43,7 +65,7 @@ def _version_route(running: Running, wanted: Wanted) -> VersionRoute:
             replica.handle.spec.token,
         )
         for replica in running.replicas.values()
-        if replica.wanted.key == wanted.key and replica.state == "ready"
+        if replica.wanted.key == key and replica.state == "ready"
     )
     return VersionRoute(
         version.model,
@@ -51,7 +73,7 @@ def _version_route(running: Running, wanted: Wanted) -> VersionRoute:
         version.digest,
         version.manifest.task,
         version.manifest.runtime,
-        wanted.weight,
+        weight,
         version.manifest.idempotent,
         workers,
         describe_tensors(signature.inputs),

@@ -8,12 +8,14 @@ import msgspec
 from sqlalchemy import Connection, delete, insert, select, update
 
 from wherry.client.schema import DeploymentSpec, Event
+from wherry.control.versions import Versions
 from wherry.storage.database import bump_revision, new_id
-from wherry.storage.tables import deployments, events, teams
+from wherry.storage.tables import deployments, events, rollouts, teams
 
 MAX_EVENTS = 100_000
 
 decode_spec = msgspec.json.Decoder(DeploymentSpec).decode
+decode_versions = msgspec.json.Decoder(Versions).decode
 encode = msgspec.json.Encoder().encode
 
 
@@ -87,6 +89,38 @@ def delete_deployment(connection: Connection, team_id: str, name: str) -> None:
         delete(deployments).where((deployments.c.team_id == team_id) & (deployments.c.name == name))
     )
     bump_revision(connection, "deployments")
+
+
+def load_versions(connection: Connection, deployment_id: str) -> Versions:
+    """What a deployment serves and served; empty if nothing is known."""
+    query = select(rollouts.c.state).where(rollouts.c.deployment_id == deployment_id)
+    text = connection.execute(query).scalar()
+    return decode_versions(text) if text else Versions()
+
+
+def load_versions_of_team(connection: Connection, team_id: str) -> dict[str, Versions]:
+    """The same of all of a team's deployments, by their ids."""
+    query = (
+        select(rollouts)
+        .join(deployments, deployments.c.id == rollouts.c.deployment_id)
+        .where(deployments.c.team_id == team_id)
+    )
+    found = connection.execute(query)
+    return {row.deployment_id: decode_versions(row.state) for row in found}
+
+
+def save_versions(connection: Connection, deployment_id: str, text: str) -> None:
+    """Keep it (JSON of `Versions`)."""
+    now = time.time()
+    changed = connection.execute(
+        update(rollouts)
+        .where(rollouts.c.deployment_id == deployment_id)
+        .values(state=text, updated_at=now)
+    )
+    if not changed.rowcount:
+        connection.execute(
+            insert(rollouts).values(deployment_id=deployment_id, state=text, updated_at=now)
+        )
 
 
 def load_events(

@@ -101,6 +101,22 @@ class DeploymentsPart:
                 answer=schema.Deployment,
             ),
             _row(
+                "POST",
+                ONE + ":rollback",
+                "operate",
+                self.rollback,
+                "Serve the version before, or end a canary",
+                answer=schema.Deployment,
+            ),
+            _row(
+                "POST",
+                ONE + ":promote",
+                "operate",
+                self.promote,
+                "Let a canary, or what was rolled back, take over",
+                answer=schema.Deployment,
+            ),
+            _row(
                 "GET",
                 ONE + "/logs",
                 "operate",
@@ -222,6 +238,20 @@ class DeploymentsPart:
     async def stop(self, inquiry: Inquiry) -> Response:
         """Requests are refused until it is started."""
         return await self._change(inquiry.principal, name_of(inquiry, "name"), {"stopped": True})
+
+    async def rollback(self, inquiry: Inquiry) -> Response:
+        """At once while the version before is still loaded."""
+        return await self._order(inquiry, "rollback")
+
+    async def promote(self, inquiry: Inquiry) -> Response:
+        """Without further proof."""
+        return await self._order(inquiry, "promote")
+
+    async def _order(self, inquiry: Inquiry, order: str) -> Response:
+        name, principal = name_of(inquiry, "name"), inquiry.principal
+        require_deployment(principal, name)
+        await self._parts.uplink.ask("order", team_id=principal.team_id, name=name, order=order)
+        return json_response(await self._find(principal, name))
 
     async def remove(self, inquiry: Inquiry) -> Response:
         """Its model stays."""

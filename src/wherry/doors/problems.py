@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ MEMORY_SHARE = 0.95
 SERVER = "server"
 
 
-def find_deployment_problems(deployments: Iterable[Deployment]) -> list[Problem]:
+def find_deployment_problems(deployments: Sequence[Deployment]) -> list[Problem]:
     """Deployments that do not serve as they should, the worst first."""
     found = [
         Problem(
@@ -36,6 +36,17 @@ def find_deployment_problems(deployments: Iterable[Deployment]) -> list[Problem]
         )
         for each in deployments
         if each.state in ("failing", "degraded")
+    ]
+    found += [
+        Problem(
+            severity="warning",
+            subject=each.name,
+            what=f"deployment {each.name!r} does not serve what its spec says",
+            cause=each.rollout.reason,
+            remedy=f"wherry deploy another version, or wherry promote {each.name}",
+        )
+        for each in deployments
+        if each.rollout.phase == "rolled_back"
     ]
     return sorted(found, key=lambda problem: problem.severity)
 

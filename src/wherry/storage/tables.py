@@ -127,6 +127,20 @@ deployments = Table(
     UniqueConstraint("team_id", "name"),
 )
 
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column(
+        "deployment_id",
+        Text,
+        ForeignKey("deployments.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("state", Text, nullable=False),  # JSON of control.versions.Versions
+    Column("updated_at", Float, nullable=False),
+)
+"""Which versions a deployment serves, served before and refuses, and how a canary is."""
+
 jobs = Table(
     "jobs",
     metadata,

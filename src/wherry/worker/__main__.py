@@ -150,6 +150,8 @@ async def send_heartbeats(reports: socket.socket, worker: Worker) -> None:
                 busy_ms=progress.busy_ms,
                 in_flight=worker.in_flight,
                 finished=progress.finished,
+                waiting=worker.waiting,
+                busy_seconds=round(worker.busy.seconds, 3),
                 memory_mib=memory_mib(),
             ),
         )

@@ -24,6 +24,7 @@ from wherry.models.codecs.catalog import find_codec
 from wherry.models.codecs.codec import Codec, Decoded, Reply, StreamEncoder
 from wherry.models.tasks.catalog import find_task
 from wherry.worker.batcher import Batcher, Waiting
+from wherry.worker.busy import BusyTime
 from wherry.worker.executor import Executor, Pace, run_batch
 from wherry.worker.runtimes.catalog import create_runtime
 from wherry.worker.runtimes.runtime import BatchRuntime, ConcurrentRuntime, ItemError, Runtime
@@ -191,6 +192,7 @@ class Worker:
         self._is_running = False
         self._is_run_planned = False
         self._pace = Pace(may_be_quick=self.bundle.manifest.runtime not in CODE_RUNTIMES)
+        self.busy = BusyTime()
         self._slots = asyncio.Semaphore(1)
         self._alone = asyncio.Lock()
         self._streams: set[asyncio.Task[None]] = set()
@@ -213,6 +215,7 @@ class Worker:
             self.credits = max(self.credits, 2 * rows)
         elif self._concurrent is not None:
             self._slots = asyncio.Semaphore(self._concurrent.max_concurrency)
+            self.busy.slots = self._concurrent.max_concurrency
             self.credits = max(2, 2 * self._concurrent.max_concurrency)
 
     def connect(self, connected: socket.socket) -> None:
@@ -223,6 +226,12 @@ class Worker:
     def in_flight(self) -> int:
         """Requests that have no answer yet."""
         return sum(len(peer.works) for peer in self.peers)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun."""
+        works = (work for peer in self.peers for work in peer.works.values())
+        return sum(not work.started for work in works)
 
     def progress(self) -> frames.Pong:
         """Evidence that the executor moves."""
@@ -387,12 +396,14 @@ class Worker:
         batch = self._take_batch()
         if not batch:
             return
+        self.busy.enter()
         prepared = [waiting.prepared for waiting in batch]
         if self._pace.is_quick:
             # a hop to the executor's thread and back costs more than the model
             begun = self.executor.begin()
             results = run_batch(runtime, prepared)
             self._pace.note(self.executor.end(begun))
+            self.busy.leave()
             self._finish_batch(batch, results, None)
             if len(self._batcher):
                 self._run_soon()
@@ -426,6 +437,7 @@ class Worker:
     ) -> None:
         self._is_running = False
         self._pace.note(self.executor.last_seconds)
+        self.busy.leave()
         self._run_next()  # first: the executor works while this thread encodes
         self._finish_batch(batch, results, error)
 
@@ -472,6 +484,7 @@ class Worker:
                     self.fail(work, _unwanted(work))
                     return
                 self.mark_started([work], time.monotonic())
+                self.busy.enter()
                 timer = self.loop.call_at(work.deadline, work.cancel)
                 try:
                     async for output in runtime.stream(item, work.cancelled, work.call.tenant):
@@ -482,6 +495,7 @@ class Worker:
                             outputs.append(output)
                 finally:
                     timer.cancel()
+                    self.busy.leave()
             if work.is_cancelled:
                 self.fail(work, _unwanted(work))
                 return

@@ -93,6 +93,10 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     busy_ms: int = 0
     """For `alive`: age of the batch that runs now."""
     finished: int = 0
+    waiting: int = 0
+    """For `alive`: requests that have not begun."""
+    busy_seconds: float = 0.0
+    """For `alive`: how long it has worked since it was ready; see `wherry.worker.busy`."""
     calibration: dict[str, Any] = {}
     """What the runtime chose at load (threads, batch sizes), for `wherry show`."""
     sandbox: Sandbox | None = None

@@ -16,6 +16,7 @@ from wherry.client.schema import (
     LogLine,
     Progress,
     Replicas,
+    Rollout,
     ScaleRequest,
 )
 from wherry.client.wire import (
@@ -65,6 +66,8 @@ def deploy(
     limits: Limits | None = None,
     idle_seconds: float = 0.0,
     device: str = "cpu",
+    rollout: Rollout | None = None,
+    pinned: bool = False,
     wait: bool = True,
     timeout: float = DEPLOY_TIMEOUT_SECONDS,
     on_progress: OnProgress | None = None,
@@ -79,6 +82,8 @@ def deploy(
         limits: bounds of the deployment.
         idle_seconds: unload after so long without a request; 0 = never.
         device: where it runs, e.g. `cpu`.
+        rollout: how a new version takes over; `Rollout(strategy="canary")` tries it first.
+        pinned: never unloaded to make room for others.
         wait: return when it answers.
         timeout: seconds to wait for that.
         on_progress: called while waiting.
@@ -90,6 +95,8 @@ def deploy(
         limits=limits or Limits(),
         idle_seconds=idle_seconds,
         device=device,
+        rollout=rollout or Rollout(),
+        pinned=pinned,
     )
     answer = yield from apply_specs(spec)
     if not wait:
@@ -165,6 +172,16 @@ def start_deployment(name: str) -> Call[Deployment]:
 def stop_deployment(name: str) -> Call[Deployment]:
     """Unload a deployment and keep its spec."""
     return (yield from ask(platform("POST", "deployments", name, verb="stop"), Deployment))
+
+
+def roll_back(name: str) -> Call[Deployment]:
+    """Serve the version before again, or end a canary; at once while that is still loaded."""
+    return (yield from ask(platform("POST", "deployments", name, verb="rollback"), Deployment))
+
+
+def promote(name: str) -> Call[Deployment]:
+    """Let a canary, or a version that was rolled back, take over without further proof."""
+    return (yield from ask(platform("POST", "deployments", name, verb="promote"), Deployment))
 
 
 def remove_deployment(name: str, *, dry_run: bool = False) -> Call[ApplyAnswer]:
