@@ -21,6 +21,7 @@ import asyncio
 import enum
 import hashlib
 import hmac
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -241,6 +242,8 @@ class Connection:
         self._writer_added = False
         self._write_failed = False
         self.closed = False
+        self.reached_end = False
+        """Whether everything was read that the peer has ever sent."""
         self._loop.add_reader(connected.fileno(), self._readable)
 
     # -------------------------------------------------------------------------- sending
@@ -331,6 +334,7 @@ class Connection:
         except OSError:
             data = b""
         if not data:
+            self.reached_end = True
             self.close()
             return
         self._parse(self._pending + data if self._pending else data)
@@ -370,6 +374,7 @@ class Connection:
         assert large is not None
         count = self._socket.recv_into(memoryview(large)[self._large_filled :])
         if count == 0:
+            self.reached_end = True
             self.close()
             return
         self._large_filled += count
@@ -393,6 +398,19 @@ class Connection:
             self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._on_close()
+
+    def push(self, seconds: float) -> bool:
+        """Block the loop until the kernel has all that is queued; False if nothing moves so long."""
+        writable = select.poll()
+        writable.register(self._socket.fileno(), select.POLLOUT)
+        while self.unsent_bytes and not self.closed:
+            if not writable.poll(seconds * 1000):
+                return False
+            if self._writer_added:
+                self._loop.remove_writer(self._socket.fileno())
+                self._writer_added = False
+            self._flush()
+        return True
 
     async def close_when_sent(self) -> None:
         """Close when the peer has taken everything that is queued, or has gone."""

@@ -311,3 +311,21 @@ def test_a_deleted_deployment_leaves_no_counts_behind(tmp_path: Path):
         assert settler.counts_of("default/model") == (0, 0, 0.0)
 
     play(tmp_path, story)
+
+
+def test_after_breaking_off_nothing_is_repeated_that_may_run_once_only(tmp_path: Path):
+    """What a gateway did not read may have been STARTED: only the end of a stream proves it not."""
+
+    async def story(plane: DataPlane) -> None:
+        def answer(connection: Connection, number: int) -> None:
+            connection.send(Kind.RESULT, number, "not an outcome")
+            connection.send(Kind.STARTED, header=[number], now=True)
+
+        worker = HostileWorker(tmp_path, answer)
+        plane.route(worker.handle, idempotent=False)
+        with pytest.raises(errors.WorkerLost):
+            await plane.call(1.0, timeout_seconds=5.0)
+        assert worker.requests == 1
+        worker.close()
+
+    play(tmp_path, story)

@@ -264,6 +264,10 @@ class WorkerLink:
 
     def _on_close(self) -> None:
         lost = list(self._outstanding.values())
+        if self._connection is not None and not self._connection.reached_end:
+            # we broke off: that no STARTED was read says nothing of what the worker has begun
+            for exchange in lost:
+                self._begin(exchange)
         self._outstanding.clear()
         self._outstanding_bytes = 0
         self.is_ready = False

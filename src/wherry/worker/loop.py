@@ -34,6 +34,8 @@ INLINE_BYTES = 16 << 10
 """Larger bodies are decoded and prepared in a thread, so that one does not delay the others."""
 CREDIT_BYTES = 4 << 20
 HELLO_BYTES = 4 << 10
+PUSH_SECONDS = 1.0
+"""A gateway that takes no byte for so long is given up, if a model waits for it that may run once."""
 HELLO_SECONDS = 3.0
 """Who has not proved within this time who it is, is no gateway."""
 
@@ -187,6 +189,7 @@ class Worker:
             self._batch = self.runtime
         else:
             self._concurrent = self.runtime
+        self._is_idempotent = self.bundle.manifest.idempotent
         self._codecs: dict[str, Codec] = {}
         self._batcher: Batcher[tuple[Work, int]] = Batcher(1)
         self._is_running = False
@@ -331,6 +334,10 @@ class Worker:
                 fresh.setdefault(work.peer, []).append(work.request_id)
         for peer, request_ids in fresh.items():
             peer.connection.send(Kind.STARTED, header=request_ids, now=True)
+            # behind answers that the gateway does not read, STARTED would die with this process,
+            # and the gateway would let another one execute the requests
+            if not self._is_idempotent and not peer.connection.push(PUSH_SECONDS):
+                peer.connection.close()
 
     def succeed(self, work: Work) -> None:
         """Encode and send the answer of a request whose items are all done."""
@@ -426,6 +433,8 @@ class Worker:
                         self.fail(work, _unwanted(work))
             if wanted:
                 self.mark_started([waiting.owner[0] for waiting in wanted], now)
+                wanted = [each for each in wanted if not each.owner[0].peer.connection.closed]
+            if wanted:
                 return wanted
         return []
 
@@ -484,6 +493,9 @@ class Worker:
                     self.fail(work, _unwanted(work))
                     return
                 self.mark_started([work], time.monotonic())
+                if work.peer.connection.closed:
+                    self.fail(work, _unwanted(work))
+                    return
                 self.busy.enter()
                 timer = self.loop.call_at(work.deadline, work.cancel)
                 try:
