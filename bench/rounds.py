@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,11 @@ def run_rounds(
     contestants: Sequence[Contestant],
     loads: dict[str, tuple[int, ...]] | tuple[int, ...],
     plan: Plan,
+    between: Callable[[], object] | None = None,
 ) -> list[Result]:
     """Start all, visit each once a round at each number of connections, stop all.
+
+    `between` is called once a round, while all are idle.
 
     A contestant that cannot be started, or stops answering right, is left out from then on; its
     result says why.
@@ -96,6 +99,8 @@ def run_rounds(
                 results[name].idle_cpu_share = server.idle_cpu_share(IDLE_SECONDS)
         order = random.Random(plan.seed)
         for number in range(plan.rounds):
+            if between is not None:
+                between()
             names = [name for name in servers if not results[name].failure]
             order.shuffle(names)
             print(f"  round {number + 1} of {plan.rounds}", flush=True)
@@ -128,7 +133,8 @@ def _visit(server: Server, result: Result, counts: tuple[int, ...], plan: Plan) 
     try:
         server.check()
         cores = set(plan.client_cores)
-        visit(server.target, server.root, max(counts), WARM_SECONDS, cores)
+        if not is_resident or not result.visits:
+            visit(server.target, server.root, max(counts), WARM_SECONDS, cores)
         for count in counts:
             found = visit(server.target, server.root, count, plan.seconds, cores)
             result.visits.setdefault(count, []).append(found)

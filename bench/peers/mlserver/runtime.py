@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 from mlserver import MLModel
-from mlserver.codecs import NumpyCodec, StringCodec
+from mlserver.codecs import Base64Codec, NumpyCodec, StringCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
 from models import load, mean_of
@@ -31,7 +31,9 @@ class Mean(MLModel):
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         tensor = payload.inputs[0]
-        batch = NumpyCodec.decode_input(tensor).astype(np.float32, copy=False)
+        # over REST it takes no binary tensors: base64 is its most compact form
+        (data,) = Base64Codec.decode_input(tensor)
+        batch = np.frombuffer(data, np.float32)[None, :]
         return InferenceResponse(
             model_name=self.name,
             outputs=[NumpyCodec.encode_output("output", mean_of(batch))],
