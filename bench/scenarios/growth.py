@@ -35,27 +35,32 @@ IDLE_SECONDS = 60.0
 
 def run(plan: Plan, only: Sequence[str] = ()) -> dict[str, Any]:
     """On one core: deployments and keys. On all cores: gateways and replicas."""
-    del only
     model, expected = train()
     work = Workload("iris", [ROW], "FP64", (1, 4), close_to(expected), plan.folder)
-    pinned = [
-        make(f"deployments-{count}", model, work, plan, deployments=count) for count in DEPLOYMENTS
-    ]
-    pinned += [make(f"keys-{count}", model, work, plan, keys_count=count) for count in KEYS]
-    print("  deployments and keys", flush=True)
-    on_one_core = run_rounds(pinned, CONNECTIONS, plan)
-    everywhere = replace(plan, server_cores=plan.server_cores | plan.client_cores)
-    spread = [
-        make(f"gateways-{gateways}-replicas-{replicas}", model, work, everywhere,
-             gateways=gateways, replicas=replicas)
+    pinned = {f"deployments-{count}": {"deployments": count} for count in DEPLOYMENTS}
+    pinned |= {f"keys-{count}": {"keys_count": count} for count in KEYS}
+    spread = {
+        f"gateways-{gateways}-replicas-{replicas}": {"gateways": gateways, "replicas": replicas}
         for gateways in GATEWAYS
         for replicas in REPLICAS
-    ]  # fmt: skip
+    }
+    everywhere = replace(plan, server_cores=plan.server_cores | plan.client_cores)
+
+    def measure(sizes: dict[str, dict[str, int]], plan: Plan) -> list[dict[str, Any]]:
+        contestants = [
+            make(name, model, work, plan, **counts)
+            for name, counts in sizes.items()
+            if not only or name in only
+        ]
+        return [each.to_plain() for each in run_rounds(contestants, CONNECTIONS, plan)]
+
+    print("  deployments and keys", flush=True)
+    on_one_core = measure(pinned, plan)
     print("  gateways and replicas", flush=True)
-    on_all_cores = run_rounds(spread, CONNECTIONS, everywhere)
+    on_all_cores = measure(spread, everywhere)
     return {
-        "one_core": [each.to_plain() for each in on_one_core],
-        "all_cores": [each.to_plain() for each in on_all_cores],
+        "one_core": on_one_core,
+        "all_cores": on_all_cores,
     }
 
 
