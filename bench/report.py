@@ -33,15 +33,15 @@ point; absolute figures belong to the machine below.
 NOTHING_YET = "No whole run is stored yet.\n"
 
 
-def write_report(results: Path) -> None:
+def write_report(results: Path, page: Path = PAGE, pictures: Path = PICTURES) -> None:
     """Rewrite the page and the pictures."""
     found: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
     parts = [TOP, machine(found) if found else NOTHING_YET]
     for name, section in SECTIONS.items():
         if name in found:
-            parts.append(failed(name, found[name]) or section(found[name]))
+            parts.append(failed(name, found[name]) or section(found[name], pictures))
     parts.append(METHOD.read_text())
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
+    page.write_text("\n".join(parts), encoding="utf-8")
 
 
 def failed(name: str, found: Mapping[str, Any]) -> str:
@@ -148,12 +148,12 @@ def _bars(results: Results, count: int) -> dict[str, float]:
 # ------------------------------------------------------------------------------ sections
 
 
-def small_json(found: Mapping[str, Any]) -> str:
+def small_json(found: Mapping[str, Any], pictures: Path) -> str:
     """A1."""
     results = found["results"]
     bars = _bars(results, 64)
     title = "Small JSON, 64 connections: requests a second on one core"
-    plots.write_bars(PICTURES / "bench-small-json.svg", title, "more is better", bars, ["wherry"])
+    plots.write_bars(pictures / "bench-small-json.svg", title, "more is better", bars, ["wherry"])
     drawn = {
         each["name"]: {float(count): load["cpu_us"] for count, load in each["loads"].items()}
         for each in results
@@ -161,7 +161,7 @@ def small_json(found: Mapping[str, Any]) -> str:
     }
     if drawn:
         plots.write_lines(
-            PICTURES / "bench-small-json-cpu.svg",
+            pictures / "bench-small-json-cpu.svg",
             "CPU of a request",
             "connections",
             "µs, whole process tree",
@@ -183,12 +183,12 @@ def small_json(found: Mapping[str, Any]) -> str:
     )
 
 
-def embeddings(found: Mapping[str, Any]) -> str:
+def embeddings(found: Mapping[str, Any], pictures: Path) -> str:
     """A2."""
     results = found["fp32"]["results"]
     bars = _bars(results, 64) | {"bare onnxruntime loop": found["fp32"]["limit"]}
     title = "MiniLM fp32, 64 connections: texts a second on one core"
-    plots.write_bars(PICTURES / "bench-embeddings.svg", title, "more is better", bars, ["wherry"])
+    plots.write_bars(pictures / "bench-embeddings.svg", title, "more is better", bars, ["wherry"])
     parts = [
         "## Text embeddings\n",
         "all-MiniLM-L6-v2 as ONNX, texts of 5 to 200 tokens (log-uniform), one a request. The limit "
@@ -210,8 +210,9 @@ def embeddings(found: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def chat(found: Mapping[str, Any]) -> str:
+def chat(found: Mapping[str, Any], pictures: Path) -> str:
     """A3."""
+    del pictures
     figures = found["found"]
     lines = [
         at_most(f"{count} streams: CPU a token against the bare library", 1.05, each["ratio"], 1.0)
@@ -232,8 +233,9 @@ def chat(found: Mapping[str, Any]) -> str:
     )
 
 
-def tensors(found: Mapping[str, Any]) -> str:
+def tensors(found: Mapping[str, Any], pictures: Path) -> str:
     """A4."""
+    del pictures
     parts = [
         "## Binary tensors\n",
         "A large FP32 tensor in the protocol's binary form, its mean comes back. The relay is the "
@@ -247,7 +249,7 @@ def tensors(found: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def growth(found: Mapping[str, Any]) -> str:
+def growth(found: Mapping[str, Any], pictures: Path) -> str:
     """A5."""
     one, every = found["one_core"], found["all_cores"]
     parts = ["## Growth\n", "Small JSON at 64 connections.\n"]
@@ -259,7 +261,7 @@ def growth(found: Mapping[str, Any]) -> str:
         cpu, memory = _series(one, what, "cpu_us"), _memory(one, what)
         if len(cpu) < 2:
             continue
-        parts += _pictures(what, cpu, memory)
+        parts += _pictures(pictures, what, cpu, memory)
         first, last = min(cpu), max(cpu)
         parts.append(
             f"**{what.capitalize()}** ({sentence}): from {first:,.0f} to {last:,.0f} of them a request "
@@ -280,7 +282,7 @@ def growth(found: Mapping[str, Any]) -> str:
     if bars:
         title = "Gateways and replicas, all cores: requests a second"
         note = "server and client share the cores"
-        plots.write_bars(PICTURES / "bench-growth-processes.svg", title, note, bars, [])
+        plots.write_bars(pictures / "bench-growth-processes.svg", title, note, bars, [])
         parts.append(
             "![Requests a second by gateways and replicas](pictures/bench-growth-processes.svg)\n"
         )
@@ -311,13 +313,15 @@ def _memory(results: Results, what: str) -> dict[float, float]:
     }
 
 
-def _pictures(what: str, cpu: Mapping[float, float], memory: Mapping[float, float]) -> list[str]:
+def _pictures(
+    pictures: Path, what: str, cpu: Mapping[float, float], memory: Mapping[float, float]
+) -> list[str]:
     shown: list[str] = []
     for name, title, unit, points in (
         ("cpu", "CPU of a request", "µs, whole process tree", cpu),
         ("memory", "Memory", "PSS in MiB, whole process tree", memory),
     ):
-        path = PICTURES / f"bench-growth-{what}-{name}.svg"
+        path = pictures / f"bench-growth-{what}-{name}.svg"
         plots.write_lines(path, f"{title} by {what}", what, unit, {"wherry": points})
         shown.append(f"![{title} against the number of {what}](pictures/{path.name})\n")
     return shown
