@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.machine import cpu_seconds
+from bench.machine import cpu_by_process, cpu_seconds
 
 SCRIPT = Path(__file__).with_name("post.lua")
 TIMEOUT_SECONDS = 30
@@ -27,6 +27,8 @@ class Visit(NamedTuple):
     cpu_us: float
     """CPU time of the server's whole tree for a request, in microseconds."""
     errors: int
+    parts: dict[str, float]
+    """The same by kind of process, where they have names."""
 
 
 class Target(NamedTuple):
@@ -81,9 +83,13 @@ def run_wrk(target: Target, connections: int, seconds: float, cores: set[int]) -
 
 def visit(target: Target, root: int, connections: int, seconds: float, cores: set[int]) -> Visit:
     """Load a server whose tree hangs below `root` for some seconds."""
-    before = cpu_seconds(root)
+    before, parts_before = cpu_seconds(root), cpu_by_process(root)
     found = run_wrk(target, connections, seconds, cores)
     used = cpu_seconds(root) - before
+    parts = {
+        kind: round((seconds - parts_before.get(kind, 0.0)) / max(found["requests"], 1) * 1e6, 2)
+        for kind, seconds in cpu_by_process(root).items()
+    }
     errors = int(sum(found[name] for name in ERRORS))
     good = max(found["requests"] - found["status"], 0)
     return Visit(
@@ -93,4 +99,5 @@ def visit(target: Target, root: int, connections: int, seconds: float, cores: se
         round(found["p99_us"] / 1000, 4),
         round(used / max(found["requests"], 1) * 1e6, 2),
         errors,
+        parts,
     )

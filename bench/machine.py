@@ -112,6 +112,25 @@ def cpu_seconds(root: int) -> float:
     return ticks / TICKS_PER_SECOND
 
 
+def cpu_by_process(root: int) -> dict[str, float]:
+    """User and system time of each kind of process that runs below `root`, by its title.
+
+    Only servers that name their processes tell something here; ours does.
+    """
+    found: dict[str, float] = {}
+    for pid in descendants(root):
+        fields = _stat(pid)
+        try:
+            title = (PROC / str(pid) / "cmdline").read_text().strip("\0 ")
+        except OSError:
+            continue
+        if fields and title.startswith("wherry: "):
+            kind = title.removeprefix("wherry: ").split()[0]
+            seconds = sum(map(int, fields[11:13])) / TICKS_PER_SECOND
+            found[kind] = found.get(kind, 0.0) + seconds
+    return found
+
+
 def memory_mib(root: int) -> dict[str, float]:
     """RSS and PSS of everything below `root`, and how many processes that is."""
     rss = pss = 0

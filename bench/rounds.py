@@ -68,6 +68,10 @@ def summarise(visits: Sequence[Visit]) -> dict[str, Any]:
         "p99_ms": median("p99_ms"),
         "cpu_us": median("cpu_us"),
         "errors": sum(each.errors for each in visits),
+        "cpu_us_by_process": {
+            kind: round(statistics.median(each.parts.get(kind, 0.0) for each in visits), 2)
+            for kind in visits[0].parts
+        },
         "rounds": [each.requests_per_second for each in visits],
         "rounds_cpu_us": [each.cpu_us for each in visits],
         "rounds_p50_ms": [each.p50_ms for each in visits],
@@ -146,6 +150,7 @@ def _visit(server: Server, result: Result, counts: tuple[int, ...], plan: Plan) 
     result.start_seconds, result.memory = server.start_seconds, server.memory
     shown = "  ".join(
         f"c={count} {visits[-1].requests_per_second:.0f}/s {visits[-1].cpu_us:.0f} µs"
+        + "".join(f" {kind} {cost:.0f}" for kind, cost in visits[-1].parts.items())
         for count, visits in result.visits.items()
     )
     print(f"    {result.name:24} {shown}", flush=True)

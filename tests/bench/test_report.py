@@ -21,7 +21,9 @@ MACHINE = {
 def result(name: str, failure: str = "", **rates: float) -> dict[str, Any]:
     """A contestant with requests a second by connections (`c1=…`)."""
     visits = {
-        int(count.removeprefix("c")): [Visit(int(count[1:]), rate, 1000 / rate, 9.0, 1e6 / rate, 0)]
+        int(count.removeprefix("c")): [
+            Visit(int(count[1:]), rate, 1000 / rate, 9.0, 1e6 / rate, 0, {})
+        ]
         for count, rate in rates.items()
     }
     memory = {"rss": 2.0, "pss": 1.0, "processes": 2}
