@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from bench.scenarios.growth import add_keys
 from tests.conftest import LiveServer, run_server
 
 from wherry import Client
-from wherry.client.schema import KeyLimits
+from wherry.client.schema import DeploymentSpec, KeyLimits, Replicas
 
 BOUNDS = Path(__file__).with_name("bounds.toml")
 MARGIN = 1.05
@@ -31,6 +32,8 @@ HALF_A_CALL = 0.5
 WARM_REQUESTS = 200
 BATCHES = 40
 BATCH_REQUESTS = 5
+DEPLOYMENTS = 50
+KEYS = 5000
 RENEW = "WHERRY_RENEW_BOUNDS"
 ADVICE = f"""\
 The hot path does more for each request than tests/bench/bounds.toml allows. Look first at what it
@@ -105,6 +108,7 @@ class Subject:
     """A server under measurement, with one connection to it."""
 
     def __init__(self, server: LiveServer, key: str, gateway_socket: Path) -> None:
+        self.server = server
         self.gateway_socket = gateway_socket
         titles = {
             each: " ".join(each.cmdline()) for each in psutil.Process(server.process.pid).children()
@@ -199,3 +203,21 @@ def test_a_request_costs_no_more_than_its_bound(subject: Subject):
         if cost > bounds[name] * MARGIN + HALF_A_CALL
     }
     assert not above, f"(counted, bound): {above}\n{ADVICE}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_request_costs_the_same_among_many_deployments_and_keys(subject: Subject):
+    alone = count_costs(subject)
+    idle = [
+        DeploymentSpec(
+            name=f"idle-{number}", model="cost", replicas=Replicas(min=0, max=1), idle_seconds=60
+        )
+        for number in range(DEPLOYMENTS)
+    ]
+    with Client(subject.server.url, subject.server.key) as client:
+        client.deployments.apply(idle)
+        add_keys(subject.server.data, KEYS)
+        assert len(client.deployments.list()) == DEPLOYMENTS + 1
+    among_many = count_costs(subject)
+    for name, cost in alone.items():
+        assert among_many[name] <= cost * MARGIN + HALF_A_CALL, (name, alone, among_many)
