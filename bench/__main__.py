@@ -22,6 +22,8 @@ SCENARIOS: dict[str, Any] = {
     each.NAME: each for each in (small_json, embeddings, chat, tensors, growth)
 }
 QUICK = (small_json.NAME, tensors.NAME)
+LEAST_ROUNDS = 5
+"""Fewer rounds are a trial, which leaves the page as it is."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -59,10 +61,11 @@ def main() -> int:
                 found[scenario] = {"failure": repr(error)}
             found[scenario]["took_seconds"] = round(time.monotonic() - begun)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ("quick.json" if given.quick else "full.json")
+    is_trial = bool(given.quick or given.only or plan.rounds < LEAST_ROUNDS)
+    path = RESULTS / ("trial.json" if is_trial else "full.json")
     keep = json.loads(path.read_text()) if path.is_file() and given.scenarios else {}
     path.write_text(json.dumps(keep | found, indent=1))
-    if not given.quick:
+    if not is_trial:
         write_report(path)
     print(f"done in {time.monotonic() - started:.0f} s; results in {path}")
     return int(any("failure" in found[each] for each in SCENARIOS if each in found))

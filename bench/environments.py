@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,4 +50,5 @@ def _run(*command: str) -> str:
     if done.returncode == 0:
         return ""
     lines = (done.stdout + done.stderr).strip().splitlines()
-    return next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "?")
+    told = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "?")
+    return re.sub(r"\w+://\S+", "…", told)

@@ -29,7 +29,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory_kib / MIB, 1),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "system": _system_name(),
         "python": platform.python_version(),
         "wrk": _first_line("wrk", "-v"),
