@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -100,20 +100,21 @@ def _belongs(process: psutil.Process, marks: list[str]) -> bool:
     return any(mark in text for mark in marks)
 
 
-def shared_memory() -> set[str]:
-    """Names in /dev/shm."""
-    folder = Path("/dev/shm")
-    return {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+class Traces:
+    """What servers have of the machine's common places while they run."""
 
+    def __init__(self) -> None:
+        self.run_folders: set[str] = set()
+        self.shared_memory: set[str] = set()
 
-def _is_mapped(name: str) -> bool:
-    """Whether a living process uses it: other programs of this machine have theirs."""
-    path = f"/dev/shm/{name}"
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            if path in maps.read_text():
-                return True
-    return not Path(path).exists()
+    def note(self, server: LiveServer) -> None:
+        """Look at a running server; again and again does no harm."""
+        self.run_folders.add((server.data / "serve.lock").read_text().strip())
+        main = psutil.Process(server.process.pid)
+        for process in [main, *main.children(recursive=True)]:
+            with contextlib.suppress(OSError):
+                maps = Path(f"/proc/{process.pid}/maps").read_text()
+                self.shared_memory |= set(re.findall(r"(/dev/shm/\S+)$", maps, re.MULTILINE))
 
 
 def count_descriptors() -> int:
@@ -121,22 +122,13 @@ def count_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def run_folder_of(server: LiveServer) -> str:
-    """The folder of a running server's sockets."""
-    return (server.data / "serve.lock").read_text().strip()
-
-
 @contextlib.contextmanager
-def nothing_left_behind(folder: Path) -> Iterator[list[str]]:
-    """No process, file, socket or shared memory of a server under `folder` outlives the block.
-
-    Yields a list for the run folders of the servers that are started in it.
-    """
-    shared = shared_memory()
+def nothing_left_behind(folder: Path) -> Iterator[Traces]:
+    """No process, file, socket or shared memory of a server under `folder` outlives the block."""
     descriptors = count_descriptors()
-    run_folders: list[str] = []
-    yield run_folders
-    marks = [str(folder), *run_folders]
+    traces = Traces()
+    yield traces
+    marks = [str(folder), *traces.run_folders]
     deadline = time.monotonic() + 5.0
     while True:
         left = [each for each in psutil.process_iter() if _belongs(each, marks)]
@@ -144,23 +136,11 @@ def nothing_left_behind(folder: Path) -> Iterator[list[str]]:
             break
         time.sleep(0.1)
     assert not left, f"processes are left: {left}"
-    assert not [each for each in run_folders if Path(each).exists()], "a run folder is left"
-    while ownerless := {each for each in shared_memory() - shared if not _is_mapped(each)}:
-        assert time.monotonic() < deadline + 5.0, f"shared memory is left: {ownerless}"
-        time.sleep(0.25)
-    temporary = Path(tempfile.gettempdir())
-    strays = [
-        each.name
-        for each in temporary.glob("wherry-*")
-        if each.stat().st_mtime > time.time() - 600 and _is_ours(each, run_folders)
-    ]
-    assert not strays, f"temporary files are left: {strays}"
+    assert traces.run_folders, "no server was looked at"
+    for path in traces.run_folders | traces.shared_memory:
+        assert not Path(path).exists(), f"{path} is left"
     grown = count_descriptors() - descriptors
     assert grown <= 2, f"{grown} descriptors are left in the test's own process"
-
-
-def _is_ours(path: Path, run_folders: list[str]) -> bool:
-    return str(path) in run_folders
 
 
 class Footprint:

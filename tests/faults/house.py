@@ -17,7 +17,6 @@ from tests.faults.checker import (
     check_answers,
     check_books,
     nothing_left_behind,
-    run_folder_of,
 )
 from tests.faults.load import Entry, Load
 from tests.faults.oracle import write_oracle
@@ -91,14 +90,15 @@ class House:
 @contextlib.contextmanager
 def run_house(folder: Path, *arguments: str, **variables: str) -> Iterator[House]:
     """A server that, when it has ended, has kept its promises: answers, books, nothing left."""
-    with nothing_left_behind(folder) as run_folders:
+    with nothing_left_behind(folder) as traces:
         with (
             run_server(folder, "--allow-code", *arguments, **variables) as server,
             Client(server.url, server.key) as client,
         ):
-            run_folders.append(run_folder_of(server))
+            traces.note(server)
             house = House(folder, server, client)
             yield house
+            traces.note(server)
         house.check()
         check_books([entry for log in house.logs for entry in log], server.data)
 

@@ -18,7 +18,6 @@ from tests.faults.checker import (
     failed,
     nothing_left_behind,
     read_journal,
-    run_folder_of,
 )
 from tests.faults.house import House, kill, play, run_house
 from tests.faults.load import NO_ANSWER, Load
@@ -138,14 +137,15 @@ def test_a_damaged_version_is_refused_and_the_old_one_serves(tmp_path: Path):
         play(story)
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_fails_nothing_that_was_admitted(tmp_path: Path):
     logs = []
     with (
-        nothing_left_behind(tmp_path) as run_folders,
+        nothing_left_behind(tmp_path) as traces,
         run_server(tmp_path, "--allow-code", "--gateways", "2") as server,
         Client(server.url, server.key) as client,
     ):
-        run_folders.append(run_folder_of(server))
+        traces.note(server)
         house = House(tmp_path, server, client)
         house.add_oracle(rows=8)
         house.deploy(replicas=2)

@@ -13,7 +13,6 @@ from tests.faults.checker import (
     check_answers,
     check_books,
     nothing_left_behind,
-    run_folder_of,
 )
 from tests.faults.house import House, kill, play, run_house
 from tests.faults.load import NO_ANSWER, Load
@@ -70,9 +69,9 @@ def test_a_gateway_killed_again_and_again_loses_only_what_it_had_in_hand(tmp_pat
 @pytest.mark.slow
 def test_a_killed_supervisor_leaves_no_orphan_and_its_restart_has_the_books(tmp_path: Path):
     logs = []
-    with nothing_left_behind(tmp_path) as run_folders:
+    with nothing_left_behind(tmp_path) as traces:
         with run_server(tmp_path, "--allow-code", "--gateways", "2") as server:
-            run_folders.append(run_folder_of(server))
+            traces.note(server)
             with Client(server.url, server.key) as client:
                 house = House(tmp_path, server, client)
                 house.add_oracle(rows=8)
@@ -99,7 +98,7 @@ def test_a_killed_supervisor_leaves_no_orphan_and_its_restart_has_the_books(tmp_
             for file in (server.home / ".wherry" / "servers").glob("*.json"):
                 file.unlink()
             with run_server(tmp_path, "--allow-code", "--gateways", "2") as again:
-                run_folders.append(run_folder_of(again))
+                traces.note(again)
                 with Client(again.url, again.key) as client:
                     house = House(tmp_path, again, client)
                     house.wait_for(lambda: len(house.ready()) == 2)
