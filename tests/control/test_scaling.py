@@ -115,8 +115,8 @@ def test_noise_around_the_target_makes_no_swinging():
     assert len([change for change in farm.changes() if change < 0]) <= 3
 
 
-# requests a second at a small shop's classifier, a day in five-minute means (made calm at night,
-# with the rush after lunch and in the evening), at 0.1 s of work a request
+# a made-up day: requests a second of 0.1 s of work each, hour by hour, calm at night, with a rush
+# after lunch and one in the evening
 DAY = [2, 1, 1, 1, 2, 4, 8, 14, 18, 20, 22, 26, 34, 28, 22, 20, 22, 28, 36, 40, 30, 18, 9, 4]
 
 
