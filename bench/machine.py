@@ -132,14 +132,19 @@ def cpu_by_process(root: int) -> dict[str, float]:
 
 
 def memory_mib(root: int) -> dict[str, float]:
-    """RSS and PSS of everything below `root`, and how many processes that is."""
+    """RSS and PSS of everything below `root`, and how many processes that is.
+
+    Nothing if a process hides them from us: a part of the sum would look like a saving.
+    """
     rss = pss = 0
     pids = descendants(root)
     for pid in pids:
         try:
             text = (PROC / str(pid) / "smaps_rollup").read_text()
+        except PermissionError:
+            return {}
         except OSError:
-            continue
+            continue  # it has ended
         for line in text.splitlines():
             if line.startswith("Rss:"):
                 rss += int(line.split()[1])

@@ -143,15 +143,23 @@ def reads_and_writes(process: psutil.Process) -> float:
 
 
 def count_costs(subject: Subject) -> dict[str, float]:
-    """What a request adds to each counter in the batch that is cheapest for it."""
+    """What a request adds to each counter in the batch that is cheapest for it.
+
+    A sandboxed worker hides its reads and writes from all but root; they are left out then.
+    """
     counters: dict[str, Callable[[], float]] = {
         "gateway_calls": subject.gateway_calls,
         "worker_calls": lambda: subject.worker_calls,
         "gateway_reads_and_writes": lambda: reads_and_writes(subject.gateway),
         "worker_reads_and_writes": lambda: reads_and_writes(subject.worker),
     }
-    found: dict[str, list[float]] = {name: [] for name in counters}
+    found: dict[str, list[float]] = {}
     for name, count in counters.items():
+        try:
+            count()
+        except psutil.AccessDenied:
+            continue
+        found[name] = []
         for _ in range(BATCHES):
             before = count()
             for _ in range(BATCH_REQUESTS):
@@ -195,7 +203,9 @@ def test_a_request_costs_no_more_than_its_bound(subject: Subject):
         lines = [f"{name} = {cost}\n" for name, cost in costs.items()]
         BOUNDS.write_text("# Of one request; see test_request_cost.py.\n" + "".join(lines))
     bounds = tomllib.loads(BOUNDS.read_text())
-    assert costs.keys() == bounds.keys()
+    assert costs.keys() <= bounds.keys()
+    assert "gateway_calls" in costs
+    assert "worker_calls" in costs
     print(costs)
     above = {
         name: (cost, bounds[name])
