@@ -66,7 +66,7 @@ test-all: setup ## Every test this machine can run
 	$(BIN)/python -m pytest
 
 .PHONY: bench
-bench: setup ## Measure beside the peers, 25 minutes (BENCH="small-json …": some scenarios)
+bench: setup ## Measure beside the peers, half an hour (BENCH="small-json …": some scenarios)
 	$(BIN)/python -m bench $(BENCH)
 
 .PHONY: bench-quick

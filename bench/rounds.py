@@ -140,7 +140,8 @@ def _visit(server: Server, result: Result, counts: tuple[int, ...], plan: Plan) 
         if not is_resident or not result.visits:
             visit(server.target, server.root, max(counts), WARM_SECONDS, cores)
         for count in counts:
-            found = visit(server.target, server.root, count, plan.seconds, cores)
+            seconds = plan.seconds if count > 1 else max(1.0, plan.seconds / 2)
+            found = visit(server.target, server.root, count, seconds, cores)
             result.visits.setdefault(count, []).append(found)
         server.check()
         server.measure_memory()
