@@ -88,6 +88,7 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     hint: str = ""
     load_seconds: float = 0.0
     memory_mib: int = 0
+    """0 = not measured this time."""
     in_flight: int = 0
     """For `alive`: requests that have no answer yet."""
     busy_ms: int = 0
