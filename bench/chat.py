@@ -116,7 +116,7 @@ def serve_bare(model: str) -> None:
     """Answer lines `{"prompts": […], "tokens": n}` with what it took; ends with its input."""
     import xllamacpp as llama
 
-    parameters = llama.CommonParams()
+    parameters = llama.CommonParams()  # pyright: ignore[reportAttributeAccessIssue]
     parameters.model.path = model
     parameters.n_parallel = SLOTS
     parameters.n_ctx = SLOTS * CONTEXT_TOKENS
@@ -128,7 +128,7 @@ def serve_bare(model: str) -> None:
     parameters.cache_idle_slots = False
     parameters.warmup = False
     parameters.verbosity = 1
-    server = llama.Server(parameters)
+    server = llama.Server(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     for line in sys.stdin:
         order = json.loads(line)
         sys.stdout.write(json.dumps(_visit_bare(server, order["prompts"], order["tokens"])) + "\n")

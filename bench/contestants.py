@@ -33,6 +33,8 @@ class Workload:
     check: Check
     folder: Path
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    tensor: str = "input"
+    """Name of the input."""
 
     def request(self, path: str = PATH, wrap: Callable[[Any], Any] | None = None) -> Request:
         """The request of a contestant, in the Open Inference form unless `wrap` says else."""
@@ -46,7 +48,7 @@ class Workload:
         """The body that nearly all take."""
         data = item if isinstance(item, list) else [item]
         tensor = {
-            "name": "input", "datatype": self.datatype, "shape": list(self.shape), "data": data
+            "name": self.tensor, "datatype": self.datatype, "shape": list(self.shape), "data": data
         }  # fmt: skip
         return {"inputs": [tensor]}
 

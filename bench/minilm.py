@@ -381,7 +381,7 @@ def bare_limit(folder: Path, threads: int = 1, rounds: int = 3) -> float:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     builder = commands.add_parser("build", help="make a bundle")
     builder.add_argument("folder", type=Path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def summarise(visits: Sequence[Visit]) -> dict[str, Any]:
 
 def run_rounds(
     contestants: Sequence[Contestant],
-    loads: dict[str, tuple[int, ...]] | tuple[int, ...],
+    loads: Mapping[str, tuple[int, ...]] | tuple[int, ...],
     plan: Plan,
     between: Callable[[], object] | None = None,
 ) -> list[Result]:
@@ -96,7 +97,7 @@ def run_rounds(
     try:
         for each in contestants:
             server = Server(each, set(plan.server_cores), plan.folder)
-            if _attempt(results[each.name], "start", lambda server=server: _first_start(server)):
+            if _attempt(results[each.name], "start", partial(_first_start, server)):
                 servers[each.name] = server
         for name, server in servers.items():
             if server.contestant.is_resident:
@@ -109,14 +110,9 @@ def run_rounds(
             order.shuffle(names)
             print(f"  round {number + 1} of {plan.rounds}", flush=True)
             for name in names:
-                counts = loads[name] if isinstance(loads, dict) else loads
-                _attempt(
-                    results[name],
-                    "visit",
-                    lambda name=name, counts=counts: _visit(
-                        servers[name], results[name], counts, plan
-                    ),
-                )
+                counts = loads if isinstance(loads, tuple) else loads[name]
+                work = partial(_visit, servers[name], results[name], counts, plan)
+                _attempt(results[name], "visit", work)
     finally:
         for server in servers.values():
             server.stop()

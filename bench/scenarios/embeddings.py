@@ -32,7 +32,11 @@ SETTINGS = (
 )  # fmt: skip
 """One setting without batches and one with, where a peer has both."""
 QUICK = ("wherry", "wherry-single")
-LOADS = {"wherry": (1, 8, 64), "wherry-single": (1, 8, 64), "fastapi-lean": (1, 64)}
+LOADS: dict[str, tuple[int, ...]] = {
+    "wherry": (1, 8, 64),
+    "wherry-single": (1, 8, 64),
+    "fastapi-lean": (1, 64),
+}
 """Others: 64."""
 SECONDS_FACTOR = 1.5
 """A text takes milliseconds: visits are longer, so that each has hundreds."""
@@ -71,7 +75,7 @@ def make_workload(texts: Sequence[str], folder: Path, plan: Plan) -> Workload:
     expected = [float(each) for each in vectors[0][:8]]
     check = close_to(expected, 0.02)  # eight-bit weights differ a little with the batch
     variables = {"BENCH_MINILM": str(folder)}
-    return Workload("minilm", texts, "BYTES", (1,), check, plan.folder, variables)
+    return Workload("minilm", texts, "BYTES", (1,), check, plan.folder, variables, "text")
 
 
 def make_ours(folder: Path, work: Workload, plan: Plan, *, single: bool = False) -> Contestant:

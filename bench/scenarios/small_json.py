@@ -28,7 +28,7 @@ def run(plan: Plan, only: Sequence[str] = ()) -> dict[str, Any]:
     contestants, skipped = make_peers(work, list(MAKERS), only)
     if not only or "wherry" in only:
         contestants.insert(0, make_ours(model, work, plan))
-    loads = {
+    loads: dict[str, tuple[int, ...]] = {
         each.name: MORE_CONNECTIONS if each.name in DRAWN else CONNECTIONS for each in contestants
     }
     results = run_rounds(contestants, loads, plan)

@@ -27,6 +27,7 @@ def infer(**inputs: Any) -> list[Any]:
 
 shapes = {"iris": (4,), "minilm": (1,), "mean": (-1,)}
 kind = {"iris": np.float64, "minilm": bytes, "mean": np.float32}[WORKLOAD]
+name = "text" if WORKLOAD == "minilm" else "input"
 http, grpc, metrics = (int(port) for port in sys.argv[1:4])
 config = TritonConfig(
     http_address="127.0.0.1",
@@ -39,7 +40,7 @@ with Triton(config=config) as triton:
     triton.bind(
         model_name="model",
         infer_func=infer,
-        inputs=[Tensor(name="input", dtype=kind, shape=shapes[WORKLOAD])],
+        inputs=[Tensor(name=name, dtype=kind, shape=shapes[WORKLOAD])],
         outputs=[Tensor(name="output", dtype=np.float32, shape=(-1,))],
         config=ModelConfig(
             max_batch_size=32, batcher=DynamicBatcher(max_queue_delay_microseconds=100)
