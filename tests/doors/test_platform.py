@@ -301,7 +301,7 @@ def test_a_deployment_is_scaled_stopped_and_started(server: LiveServer, deployme
     path = f"{P}/deployments/{deployment}"
     tried = server.http.post(path + ":scale", json={"min": 2, "dry_run": True}).json()
     assert tried["spec"]["replicas"] == {"min": 2, "max": 2, "target": 0.75}
-    assert server.http.get(path).json()["spec"]["replicas"] == {"min": 1, "max": 1}
+    assert server.http.get(path).json()["spec"]["replicas"] == {"min": 1, "max": 1, "target": 0.75}
     assert server.http.post(path + ":stop").json()["state"] == "stopped"
     wait_for(lambda: not server.http.get(P + "/workers").json()["items"])
     assert server.http.post(path + ":start").json()["state"] in ("starting", "ready")
