@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.servers import Contestant, Launch, Request, Server
@@ -26,6 +26,8 @@ class Home:
 
     folder: Path
     settings: Sequence[str] = ()
+    """Flags."""
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def launch(self, port: int) -> Launch:
         """`wherry serve` on a port."""
@@ -34,7 +36,7 @@ class Home:
             "--port", str(port), *self.settings,
         ]  # fmt: skip
         (self.folder / "home").mkdir(parents=True, exist_ok=True)
-        return Launch(command, {"HOME": str(self.folder / "home")})
+        return Launch(command, {"HOME": str(self.folder / "home"), **self.variables})
 
     def prepare(self, publish: Publish, cores: set[int]) -> str:
         """Start it once, publish the models over the API; gives a new key with limits."""

@@ -21,6 +21,7 @@ from bench.thresholds import (
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURES = ROOT / "docs" / "pictures"
+OURS = ("wherry", "wherry-asgi", "wherry-single")
 METHOD = Path(__file__).with_name("method.md")
 TOP = """\
 <!-- Made by `make bench` from bench/results/full.json and bench/method.md. Do not edit. -->
@@ -153,7 +154,7 @@ def small_json(found: Mapping[str, Any], pictures: Path) -> str:
     results = found["results"]
     bars = _bars(results, 64)
     title = "Small JSON, 64 connections: requests a second on one core"
-    plots.write_bars(pictures / "bench-small-json.svg", title, "more is better", bars, ["wherry"])
+    plots.write_bars(pictures / "bench-small-json.svg", title, "more is better", bars, OURS)
     drawn = {
         each["name"]: {float(count): load["cpu_us"] for count, load in each["loads"].items()}
         for each in results
@@ -199,7 +200,7 @@ def embeddings(found: Mapping[str, Any], pictures: Path) -> str:
     results = found["fp32"]["results"]
     bars = _bars(results, 64) | {"bare onnxruntime loop": found["fp32"]["limit"]}
     title = "MiniLM fp32, 64 connections: texts a second on one core"
-    plots.write_bars(pictures / "bench-embeddings.svg", title, "more is better", bars, ["wherry"])
+    plots.write_bars(pictures / "bench-embeddings.svg", title, "more is better", bars, OURS)
     parts = [
         "## Text embeddings\n",
         "all-MiniLM-L6-v2 as ONNX, texts of 5 to 200 tokens (log-uniform), one a request. The limit "

@@ -28,6 +28,8 @@ def run(plan: Plan, only: Sequence[str] = ()) -> dict[str, Any]:
     contestants, skipped = make_peers(work, list(MAKERS), only)
     if not only or "wherry" in only:
         contestants.insert(0, make_ours(model, work, plan))
+    if not only or "wherry-asgi" in only:
+        contestants.insert(1, make_ours(model, work, plan, fast_lane=False))
     loads: dict[str, tuple[int, ...]] = {
         each.name: MORE_CONNECTIONS if each.name in DRAWN else CONNECTIONS for each in contestants
     }
@@ -45,9 +47,10 @@ def train() -> tuple[Any, list[float]]:
     return model, model.predict_proba([ROW])[0].tolist()
 
 
-def make_ours(model: Any, work: Workload, plan: Plan) -> Contestant:
+def make_ours(model: Any, work: Workload, plan: Plan, *, fast_lane: bool = True) -> Contestant:
     """`wherry serve` with the model imported and deployed over its API."""
-    home = Home(plan.folder / "wherry")
+    name = "wherry" if fast_lane else "wherry-asgi"
+    home = Home(plan.folder / name, variables={"WHERRY_FAST_LANE": str(fast_lane).lower()})
 
     def publish(client: Client) -> None:
         client.models.import_model(model, name="model")
@@ -55,4 +58,5 @@ def make_ours(model: Any, work: Workload, plan: Plan) -> Contestant:
 
     key = home.prepare(publish, set(plan.server_cores))
     request = replace(work.request(), headers={"Authorization": f"Bearer {key}"})
-    return Contestant("wherry", "Wherry", "key, limits and journal on", home.launch, request)
+    text = "key, limits and journal on" + ("" if fast_lane else "; without the fast lane")
+    return Contestant(name, "Wherry", text, home.launch, request)

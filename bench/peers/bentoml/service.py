@@ -26,13 +26,13 @@ if os.environ["BENCH_MODE"] == "batch":
 
         if WORKLOAD == "iris":
 
-            @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=1000)
+            @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=10_000)
             def infer(self, rows: np.ndarray) -> np.ndarray:
                 return self.run_model(rows)
 
         else:
 
-            @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=1000)
+            @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=10_000)
             def infer(self, texts: list[str]) -> np.ndarray:
                 return self.run_model(texts)
 
