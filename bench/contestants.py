@@ -207,8 +207,15 @@ def make_pytriton(work: Workload) -> list[Contestant]:
             port
         )
 
+    def with_batch_dimension(item: Any) -> dict[str, Any]:
+        body = work.open_inference(item)
+        if len(work.shape) == 1:
+            body["inputs"][0]["shape"] = [1, *work.shape]
+        return body
+
     text = "dynamic batcher, 32 at most, 100 µs of waiting"
-    return [Contestant("pytriton", "PyTriton", text, on_port, work.request())]
+    request = work.request(wrap=with_batch_dimension)
+    return [Contestant("pytriton", "PyTriton", text, on_port, request)]
 
 
 MAKERS: dict[str, Callable[[Workload], list[Contestant]]] = {
