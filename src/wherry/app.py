@@ -45,7 +45,8 @@ from wherry.storage.blobs import LocalBlobs
 from wherry.storage.database import Database, prepare_folder
 from wherry.telemetry import configure_logging, get_logger
 from wherry.worker.launcher import die_with_parent
-from wherry.worker.sandbox.sandbox import Confinement
+from wherry.worker.sandbox.probe import probe_sandbox
+from wherry.worker.sandbox.sandbox import Confinement, Sandbox
 
 log = get_logger("app")
 
@@ -106,6 +107,8 @@ class Server:
         self._listener = listener
         self._on_ready = on_ready
         self._started_at = time.time()
+        self._sandbox: Sandbox | None = None
+        """What holds models here, once it has been tried."""
 
     async def run(self) -> int:
         """Start everything, wait for a signal, end everything."""
@@ -130,6 +133,7 @@ class Server:
                 self._jobs.run(),
                 self._ingest_for_ever(),
                 self._collect_metrics(),
+                self._probe_sandbox(),
             )
         ]
         url = url_of(settings)
@@ -198,6 +202,11 @@ class Server:
         log.info("ready", url=url, pid=os.getpid())
         if self._on_ready is not None:
             self._on_ready(url, key)
+
+    async def _probe_sandbox(self) -> None:
+        if self._settings.sandbox != "off":
+            self._sandbox = await asyncio.to_thread(probe_sandbox)
+        await asyncio.Event().wait()  # the end of a part ends the server
 
     async def _ingest_for_ever(self) -> None:
         while True:
@@ -275,6 +284,7 @@ class Server:
             "memory_limit_mib": self._budget.limit_mib,
             "requests_last_hour": requests,
             "errors_last_hour": failed,
+            "sandbox": msgspec.to_builtins(self._sandbox),
             "running": self._controller.calibrations(team_id),
         }
 

@@ -188,7 +188,9 @@ def describe_rollout(deployment: Deployment) -> str:
 
 
 def _print_workers(workers: list[WorkerInfo]) -> None:
-    columns = ("ID", "DEPLOYMENT", "MODEL", "STATE", "PID", "MEMORY", "BUSY", "AGE", "DETAIL")
+    columns = (
+        "ID", "DEPLOYMENT", "MODEL", "STATE", "PID", "MEMORY", "BUSY", "AGE", "SANDBOX", "DETAIL",
+    )  # fmt: skip
     rows = [
         (
             each.id,
@@ -199,6 +201,7 @@ def _print_workers(workers: list[WorkerInfo]) -> None:
             f"{each.memory_mib} MiB",
             each.in_flight,
             format_age(each.started_at),
+            " ".join(each.sandbox) or "none",
             each.detail,
         )
         for each in workers

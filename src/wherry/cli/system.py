@@ -51,6 +51,7 @@ def _print_status(url: str, overview: Overview) -> None:
             "data": local.data if local else "",
             "team": overview.team,
             "you may": ", ".join(overview.scopes),
+            "sandbox": overview.sandbox,
             "memory": f"{overview.memory_used_mib} of {overview.memory_limit_mib} MiB",
             "last hour": f"{overview.requests_last_hour} requests, "
             f"{overview.errors_last_hour} errors",
@@ -76,7 +77,10 @@ def print_problems(problems: list[Problem]) -> None:
 @command("doctor", group=SERVER, examples=["wherry doctor", "wherry doctor -o json"])
 def doctor(*, common: Common = DEFAULT) -> int:
     """Look for what is wrong with this machine and the server; exit code 1 if something is."""
-    problems = [*check_machine(), *_check_server(common)]
+    told = _check_server(common)
+    problems = [*check_machine(), *told]
+    if not any(problem.subject == "sandbox" for problem in told):
+        problems += _check_sandbox()  # no server has said what it found
     show(common, problems, lambda: print_problems(problems))
     if not problems and common.output == "table":
         print("nothing is wrong")
@@ -98,6 +102,24 @@ def _check_server(common: Common) -> list[Problem]:
 def check_machine() -> list[Problem]:
     """What is wrong or missing here, without asking a server."""
     return [*_check_disk(), *_check_frameworks(), *_check_key_files()]
+
+
+def _check_sandbox() -> list[Problem]:
+    from wherry.worker.sandbox.probe import probe_sandbox
+
+    sandbox = probe_sandbox()
+    lacks = [
+        Problem(
+            severity="warning",
+            subject="sandbox",
+            what=f"this machine lacks the part {part!r} of the sandbox that holds models",
+            cause=sandbox.missing.get(part, ""),
+            remedy="WHERRY_SANDBOX=required refuses models where it is missing",
+        )
+        for part in sandbox.lacks
+    ]
+    held = Problem(severity="info", subject="sandbox", what=f"models would be held by: {sandbox}")
+    return [*lacks, held]
 
 
 def _check_disk() -> list[Problem]:

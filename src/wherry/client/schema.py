@@ -320,6 +320,10 @@ class WorkerInfo(Answer):
     """Share of the last second in which it worked, 0 to 1."""
     started_at: float = 0.0
     detail: str = ""
+    sandbox: Mapping[str, str] = {}
+    """Parts of the sandbox that hold it, and how."""
+    sandbox_missing: Mapping[str, str] = {}
+    """Parts that do not, and why."""
 
 
 class RolloutInfo(Answer):
@@ -481,6 +485,8 @@ class Overview(Answer):
     memory_limit_mib: int
     requests_last_hour: int = 0
     errors_last_hour: int = 0
+    sandbox: str = ""
+    """What holds models on this server."""
 
 
 class Event(Answer):

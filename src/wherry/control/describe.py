@@ -84,4 +84,6 @@ def describe_worker(running: Running, replica: Replica) -> WorkerInfo:
         busy=round(replica.busy_share, 3),
         started_at=replica.started_at,
         detail=replica.detail,
+        sandbox=replica.sandbox.parts if replica.sandbox else {},
+        sandbox_missing=replica.sandbox.missing if replica.sandbox else {},
     )

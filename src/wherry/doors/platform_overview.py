@@ -19,6 +19,7 @@ from wherry.doors.problems import (
     find_deployment_problems,
     find_exposure,
     find_server_problems,
+    read_sandbox,
 )
 from wherry.doors.route import Inquiry, Response, Row, json_response
 from wherry.doors.sse import format_event
@@ -93,8 +94,14 @@ class OverviewPart:
                 memory_limit_mib=known.get("memory_limit_mib", self._parts.budget.limit_mib),
                 requests_last_hour=known.get("requests_last_hour", 0),
                 errors_last_hour=known.get("errors_last_hour", 0),
+                sandbox=self._describe_sandbox(known),
             )
         )
+
+    def _describe_sandbox(self, told: dict[str, Any]) -> str:
+        mode = self._parts.settings.sandbox
+        sandbox = read_sandbox(told)
+        return mode if sandbox is None else f"{mode}: {sandbox}"
 
     async def doctor(self, inquiry: Inquiry) -> Response:
         """Everything, the worst first."""

@@ -9,11 +9,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from wherry import errors
 from wherry.client.schema import Deployment, Problem
 from wherry.doors.platform_base import Parts
 from wherry.settings import Settings
 from wherry.storage.database import read_revisions
+from wherry.worker.sandbox.sandbox import Sandbox, SandboxMode
 
 FULL_SHARE = 0.05
 FULL_BYTES = 2 << 30
@@ -22,6 +25,11 @@ EMPTY_BYTES = 256 << 20
 MEMORY_SHARE = 0.95
 
 SERVER = "server"
+SANDBOX_REMEDIES = {
+    "auto": "use a kernel that has it (docs/security.md), or publish models of people you trust "
+    "only; WHERRY_SANDBOX=required refuses the others",
+    "required": "use a kernel that has it (docs/security.md), or set WHERRY_SANDBOX=auto",
+}
 
 
 def find_deployment_problems(deployments: Sequence[Deployment]) -> list[Problem]:
@@ -67,6 +75,7 @@ async def find_server_problems(parts: Parts, overview: dict[str, Any] | None) ->
         )
     else:
         problems += _find_memory_problems(overview)
+        problems += find_sandbox_problems(settings.sandbox, read_sandbox(overview))
     if not parts.gateway.settler.is_healthy:
         problems.append(
             Problem(
@@ -88,6 +97,44 @@ async def find_server_problems(parts: Parts, overview: dict[str, Any] | None) ->
         for name in parts.gateway.stuck_workers()
     ]
     return problems
+
+
+def read_sandbox(overview: dict[str, Any]) -> Sandbox | None:
+    """What holds models, as the main process found; None = not tried."""
+    return msgspec.convert(overview.get("sandbox"), Sandbox | None)
+
+
+def find_sandbox_problems(mode: SandboxMode, sandbox: Sandbox | None) -> list[Problem]:
+    """What does not hold models on this machine, and what follows."""
+    if mode == "off":
+        what = "nothing holds models: they run with the rights of the server's user"
+        remedy = "unset WHERRY_SANDBOX"
+        return [Problem(severity="warning", subject="sandbox", what=what, remedy=remedy)]
+    if sandbox is None:
+        return []
+    follows = "models are refused" if mode == "required" else "models run without it"
+    found = [
+        Problem(
+            severity="error" if mode == "required" else "warning",
+            subject="sandbox",
+            what=f"the part {part!r} of the sandbox is missing, so {follows}",
+            cause=sandbox.missing.get(part, ""),
+            remedy=SANDBOX_REMEDIES[mode],
+        )
+        for part in sandbox.lacks
+    ]
+    if "user" in sandbox.missing and sandbox.is_root:
+        found.append(
+            Problem(
+                severity="warning",
+                subject="sandbox",
+                what="workers have no users of their own: they own what the server's user owns",
+                cause=sandbox.missing["user"],
+                remedy="run the server as an ordinary user, or let root change users and mounts",
+            )
+        )
+    held = Problem(severity="info", subject="sandbox", what=f"models are held by: {sandbox}")
+    return [*found, held]
 
 
 def find_exposure(settings: Settings) -> list[Problem]:

@@ -201,6 +201,8 @@ def _run(command: Sequence[str], on_line: OnLine) -> None:
         text=True,
         errors="replace",
         env=environment,
+        # workers may have users of their own; the data folder keeps all others out
+        umask=0o022,
     )
     assert process.stdout is not None
     problems: list[str] = []

@@ -542,3 +542,30 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         (folder / "model.gguf").write_bytes(whole.read(4 << 20))
     with pytest.raises(InvalidInput):
         LlamaCppRuntime().load(open_bundle(folder), "cpu")
+
+
+@pytest.mark.slow
+def test_token_ids_are_written_as_llama_cpp_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+
+    from wherry.worker.runtimes import llama_server
+    from wherry.worker.runtimes.gguf import read_gguf
+
+    asked: list[tuple[Path, str]] = []
+    ask = llama_server._ask_properties
+    monkeypatch.setattr(
+        llama_server, "_ask_properties", lambda *given: (asked.append(given), ask(*given))[1]
+    )
+    bundle = open_bundle(smollm2_folder(tmp_path / "b", n_parallel=1, batch_tokens=64))
+    facts = read_gguf(bundle.main_file)
+    server = llama_server.open_server(bundle, llama_server.read_options(bundle), facts, "cpu")
+    socket, key = asked[0]
+    transport = httpx.HTTPTransport(uds=str(socket))
+    with httpx.Client(transport=transport, headers={"authorization": f"Bearer {key}"}) as client:
+        for first in range(0, facts.vocabulary_size, 512):
+            tokens = list(range(first, min(first + 512, facts.vocabulary_size)))
+            told = client.post("http://llama/detokenize", json={"tokens": tokens})
+            assert server.text_of(tokens) == told.json()["content"]
+    server.close()

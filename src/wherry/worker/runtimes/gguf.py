@@ -32,6 +32,9 @@ NUMBER_FORMAT = {
     11: "<q",
     12: "<d",
 }
+NORMAL_TOKEN, UNUSED_TOKEN, BYTE_TOKEN = 1, 5, 6
+INVISIBLE_BYTES = bytes([*range(33), *range(127, 161), 173])
+"""Byte-level vocabularies write these as the characters from U+0100 on, in this order."""
 UNKNOWN_TOKEN, CONTROL_TOKEN, USER_TOKEN = 2, 3, 4
 """`tokenizer.ggml.token_type` of tokens that text must not be able to forge."""
 
@@ -60,6 +63,47 @@ def read_gguf(path: Path) -> GgufFacts:
         except (struct.error, UnicodeDecodeError, IndexError) as error:
             raise InvalidInput(f"{path.name!r} is a damaged GGUF file: {error}") from error
     return _facts_of(metadata, blocks)
+
+
+class Vocabulary:
+    """The text of token ids, as llama.cpp writes it. Read again from the file: seldom needed."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            metadata = _Reader(data).read_metadata()
+        self._tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+        self._types: list[int] = metadata.get("tokenizer.ggml.token_type") or []
+        self._model = metadata.get("tokenizer.ggml.model")
+        if self._model not in ("gpt2", "llama"):
+            raise InvalidInput(
+                f"a prompt of token ids cannot be echoed by a tokenizer of kind {self._model!r}",
+                hint="send text, or leave echo out",
+            )
+
+    def text_of(self, tokens: list[int]) -> str:
+        """The text of token ids, one after the other."""
+        return b"".join(self._bytes_of(token) for token in tokens).decode("utf-8", "replace")
+
+    def _bytes_of(self, token: int) -> bytes:
+        text = self._tokens[token]
+        kind = self._types[token] if token < len(self._types) else NORMAL_TOKEN
+        if kind == BYTE_TOKEN:
+            return bytes([int(text.removeprefix("<0x").removesuffix(">"), 16)])
+        if kind not in (NORMAL_TOKEN, UNUSED_TOKEN):
+            return text.encode()
+        if self._model == "llama":
+            return text.replace("\u2581", " ").encode()
+        return b"".join(_byte_of(character) for character in text)
+
+
+def _byte_of(character: str) -> bytes:
+    """The byte for which a character stands in byte-level vocabularies."""
+    code = ord(character)
+    if code < 256:
+        return bytes([code])  # the visible ones stand for themselves
+    if code - 256 < len(INVISIBLE_BYTES):
+        return INVISIBLE_BYTES[code - 256 : code - 255]
+    return character.encode()
 
 
 class _Reader:

@@ -22,7 +22,7 @@ from msgspec import Meta
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
 from wherry.worker.runtimes.chat_prompt import TemplateAbilities
-from wherry.worker.runtimes.gguf import GgufFacts
+from wherry.worker.runtimes.gguf import GgufFacts, Vocabulary
 from wherry.worker.runtimes.llama_answers import chunk_decoder
 from wherry.worker.runtimes.llama_native import llama
 
@@ -69,11 +69,11 @@ def read_options(bundle: Bundle) -> LlamaOptions:
 class LlamaServer:
     """A loaded model. Use `open_server`."""
 
-    def __init__(self, native: Any, folder: Path, client: httpx.Client) -> None:
+    def __init__(self, native: Any, file: Path, folder: Path, properties: dict[str, Any]) -> None:
         self.native: Any = native
+        self._file = file
         self._folder = folder
-        self._client = client
-        properties = self._ask("GET", "/props")
+        self._vocabulary: Vocabulary | None = None
         self.context_tokens = int(properties["default_generation_settings"]["n_ctx"])
         abilities = properties.get("chat_template_caps", {})
         self.abilities = TemplateAbilities(
@@ -83,20 +83,15 @@ class LlamaServer:
         )
 
     def text_of(self, tokens: list[int]) -> str:
-        """The text of token ids."""
-        return str(self._ask("POST", "/detokenize", {"tokens": tokens})["content"])
+        """The text of token ids. The server is not asked: a loaded worker may open no socket."""
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self._file)
+        return self._vocabulary.text_of(tokens)
 
     def close(self) -> None:
         """Free the model; no call may be running."""
-        self._client.close()
         self.native = None
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        response = self._client.request(method, path, json=body)
-        if response.status_code != 200:
-            raise ModelFailed(f"llama.cpp answered {response.status_code} at {path}")
-        return response.json()
 
 
 def open_server(
@@ -150,14 +145,7 @@ def _open(
     mask_before = os.umask(0o077)
     try:
         native = llama.Server(parameters)
-        client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)),
-            base_url="http://llama",
-            headers={"authorization": f"Bearer {key}"},
-            timeout=30,
-            trust_env=False,
-        )
-        return LlamaServer(native, folder, client)
+        return LlamaServer(native, bundle.main_file, folder, _ask_properties(socket, key))
     except (RuntimeError, ValueError, httpx.HTTPError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise InvalidInput(
@@ -166,6 +154,16 @@ def _open(
         ) from error
     finally:
         os.umask(mask_before)
+
+
+def _ask_properties(socket: Path, key: str) -> dict[str, Any]:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(socket)), timeout=30, trust_env=False
+    ) as client:
+        response = client.get("http://llama/props", headers={"authorization": f"Bearer {key}"})
+    if response.status_code != 200:
+        raise ModelFailed(f"llama.cpp answered {response.status_code} when asked what it can")
+    return response.json()
 
 
 def _private_folder() -> Path:

@@ -47,6 +47,12 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     """Part → how: `files` → `Landlock ABI 7`."""
     missing: dict[str, str] = {}
     """Part → why it is not in force."""
+    is_root: bool = False
+    """Whether it runs as root, if without root's capabilities."""
+
+    def __str__(self) -> str:
+        """Its parts in a line."""
+        return ", ".join(self.parts) or "nothing"
 
     @property
     def lacks(self) -> list[str]:
@@ -103,7 +109,7 @@ def confine(cage: Cage) -> Sandbox:
     if refusal := own_user.become_own_user(_must_read(cage), cage.bundle, cage.scratch):
         missing["user"] = refusal
     else:
-        parts["user"] = f"user {os.getuid()}"
+        parts["user"] = str(os.getuid())
     limits.limit_threads()
     if cage.memory_limit_mib:
         limits.limit_memory(cage.memory_limit_mib)
@@ -114,7 +120,8 @@ def confine(cage: Cage) -> Sandbox:
         parts["privileges"] = "no capabilities, no_new_privs"
     except OSError as error:
         missing["privileges"] = f"the kernel refuses: {error.strerror}"
-        return Sandbox(parts=parts, missing=missing | _pointless("files", "calls"))
+        missing |= dict.fromkeys(("files", "calls"), "it needs no_new_privs")
+        return Sandbox(parts=parts, missing=missing, is_root=os.getuid() == 0)
     exposed = [path for path in rights if cage.private and path in (*cage.private.parents,)]
     try:
         abi = landlock.restrict(rights, pinned)
@@ -129,7 +136,7 @@ def confine(cage: Cage) -> Sandbox:
         parts["calls"] = "seccomp"
     except OSError as error:
         missing["calls"] = f"the kernel refuses a filter of system calls: {error.strerror}"
-    return Sandbox(parts=parts, missing=missing)
+    return Sandbox(parts=parts, missing=missing, is_root=os.getuid() == 0)
 
 
 def seal(sandbox: Sandbox) -> None:
@@ -146,10 +153,6 @@ def seal_sockets(sandbox: Sandbox) -> None:
         from wherry.worker.sandbox import seccomp
 
         seccomp.refuse_sockets()
-
-
-def _pointless(*parts: str) -> dict[str, str]:
-    return dict.fromkeys(parts, "it needs no_new_privs")
 
 
 # ------------------------------------------------------------------------------ files
