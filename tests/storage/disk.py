@@ -58,14 +58,20 @@ def build_shim(folder: Path) -> Path:
     return shim
 
 
-def run_on_disk(shim: Path, code: str, root: Path, log: Path | None = None) -> str:
+def run_on_disk(
+    shim: Path,
+    code: str,
+    root: Path,
+    log: Path | None = None,
+    arguments: tuple[str, ...] = (),
+) -> str:
     """Run Python code whose calls below `root` are recorded, and may be made to fail."""
     root.mkdir(exist_ok=True)
     environment = {**os.environ, "LD_PRELOAD": str(shim), "DISK_ROOT": str(root.resolve())}
     if log is not None:
         environment["DISK_LOG"] = str(log)
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code, str(root.resolve())],
+        [sys.executable, "-c", PRELUDE + code, str(root.resolve()), *arguments],
         env=environment,
         capture_output=True,
         text=True,

@@ -71,7 +71,8 @@ class Uploads:
         Raises:
             QuotaExceeded: the team has too many.
         """
-        make_folder(self._folder)
+        with explain_full_disk():
+            make_folder(self._folder)
         if sum(owner.team_id == team_id for _, owner in self._list()) >= MAX_UPLOADS_PER_TEAM:
             raise QuotaExceeded(
                 f"the team has {MAX_UPLOADS_PER_TEAM} uploads that no import has taken",
@@ -142,8 +143,9 @@ class Uploads:
                     raise _wrong_offset(path, 0, offset)
                 _check_room(folder / FILES, path)
             try:
-                make_folder(target.parent)
-                descriptor = os.open(target, _WRITE_FLAGS, 0o600)
+                with explain_full_disk():
+                    make_folder(target.parent)
+                    descriptor = os.open(target, _WRITE_FLAGS, 0o600)
             except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
                 raise InvalidInput(
                     f"{path!r} is a file and a folder of the upload at once", param="path"

@@ -23,6 +23,7 @@ from wherry.storage.folders import make_folder, sync_folder
 CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FAILED = (errno.EIO, errno.EROFS)
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -110,13 +111,13 @@ class LocalBlobs:
         if sha256:
             check_sha256(sha256)
         temporary = self._temporary / secrets.token_hex(16)
-        try:
-            with explain_full_disk():
+        with explain_full_disk():
+            try:
                 blob = _write_file(source, temporary)
                 _refuse_other_digest(blob, sha256)
                 self._publish(temporary, blob)
-        finally:
-            temporary.unlink(missing_ok=True)
+            finally:
+                temporary.unlink(missing_ok=True)
         return blob
 
     def put_file(self, path: Path, sha256: str = "") -> Blob:
@@ -223,10 +224,15 @@ def check_sha256(sha256: str) -> None:
 
 @contextmanager
 def explain_full_disk() -> Generator[None]:
-    """A full disk becomes `Unavailable`."""
+    """A full disk becomes `Unavailable`, and so does one that fails."""
     try:
         yield
     except OSError as error:
+        if error.errno in DISK_FAILED:
+            raise Unavailable(
+                f"the disk cannot be written: {error.strerror}",
+                hint="the operator must look at the disk and the system's log",
+            ) from error
         if error.errno not in DISK_FULL:
             raise
         raise Unavailable(
