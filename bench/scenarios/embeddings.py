@@ -38,7 +38,7 @@ LOADS: dict[str, tuple[int, ...]] = {
     "fastapi-lean": (1, 64),
 }
 """Others: 64."""
-SECONDS_FACTOR = 1.5
+SECONDS_FACTOR = 2.0
 """A text takes milliseconds: visits are longer, so that each has hundreds."""
 
 
