@@ -11,6 +11,8 @@ serves the same rows by the same functions. So the lane has no rules of its own.
 from __future__ import annotations
 
 import re
+import secrets
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
 
@@ -20,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.doors.http_guard import GuardedProtocol
-from wherry.doors.invoke import answer_fields
+from wherry.doors.invoke import answer_lines
 from wherry.doors.route import Direct, Doors, Field, Row
 from wherry.gateway.admit import Inbound
 from wherry.gateway.authenticate import Authenticator, parse_bearer
@@ -33,6 +35,8 @@ log = get_logger("fast_lane")
 PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9._~@:/-]{1,300}")
 MAX_TARGETS = 10_000
 MAX_HOSTS = 1_000
+MAX_HEADS = 10_000
+END_OF_HEAD = b"\r\n\r\n"
 JOINED_BYTES = 16 << 10
 """Larger bodies are written beside their head rather than copied behind it."""
 
@@ -59,6 +63,18 @@ class Passage(msgspec.Struct, frozen=True):
     version: str
 
 
+class Known(msgspec.Struct, frozen=True):
+    """A head that a full parse has let into the lane."""
+
+    passage: Passage
+    secret: bytes
+    """Digest of the key, by which the authenticator is asked each time."""
+    headers: dict[str, str]
+    """Those that the codec needs."""
+    length: int
+    """Of the body."""
+
+
 class FastLane:
     """What the connections of one gateway share.
 
@@ -78,6 +94,8 @@ class FastLane:
         self.requests = requests
         self._passages: dict[bytes, Passage | None] = {}
         self._hosts: set[bytes] = set()
+        self._heads_known: dict[bytes, Known] = {}
+        self._salt = secrets.token_bytes(32)
         self._date: list[Field] | None = None
         self._heads: dict[int, bytes] = {}
 
@@ -99,6 +117,17 @@ class FastLane:
             return None
         return Passage(row, row.direct, params["name"], params.get("version", ""))
 
+    def recall(self, head: bytes) -> Known | None:
+        """What a head means that was let in before; heads hold keys, so only digests are kept."""
+        return self._heads_known.get(sha256(self._salt + head).digest())
+
+    def remember(self, head: bytes, call: LaneCall, length: int) -> None:
+        """A full parse let this head into the lane."""
+        if len(self._heads_known) >= MAX_HEADS:
+            self._heads_known.clear()
+        known = Known(call.passage, call.secret, call.headers, length)
+        self._heads_known[sha256(self._salt + head).digest()] = known
+
     def knows_host(self, host: bytes | None) -> bool:
         """Whether a Host field is one that is served here."""
         if host in self._hosts:
@@ -111,14 +140,21 @@ class FastLane:
             self._hosts.add(host)
         return True
 
-    def find_caller(self, fields: dict[bytes, bytes], row: Row) -> Principal | None:
-        """Who calls, if that is known at once and may call this row."""
+    def find_secret(self, fields: dict[bytes, bytes]) -> bytes | None:
+        """Digest of the one key that a request brings."""
         bearer, secret = fields.get(b"authorization"), fields.get(b"x-api-key")
         if (bearer is None) == (secret is None):
             return None
         try:
             secret = parse_bearer(bearer) if bearer is not None else secret
-            caller = self.authenticator.find(secret or b"")
+        except errors.WherryError:
+            return None
+        return self.authenticator.digest_of(secret or b"")
+
+    def find_caller(self, secret: bytes, row: Row) -> Principal | None:
+        """Who calls, if that is known at once and may call this row."""
+        try:
+            caller = self.authenticator.find_digest(secret)
             if caller is not None and row.permission != "open" and row.permission != "any":
                 caller.require(row.permission)
         except errors.WherryError:
@@ -144,7 +180,7 @@ class LaneCall:
         "caller",
         "disconnected",
         "exchange",
-        "fields",
+        "headers",
         "id",
         "keep_alive",
         "more_body",
@@ -153,6 +189,7 @@ class LaneCall:
         "protocol",
         "response_complete",
         "response_started",
+        "secret",
     )
 
     def __init__(
@@ -160,12 +197,14 @@ class LaneCall:
         protocol: FastLaneProtocol,
         passage: Passage,
         caller: Principal,
-        fields: dict[bytes, bytes],
+        secret: bytes,
+        headers: dict[str, str],
     ) -> None:
         self.protocol = protocol
         self.passage = passage
         self.caller = caller
-        self.fields = fields
+        self.secret = secret
+        self.headers = headers
         self.pieces: list[bytes] = []
         self.id = ""
         self.exchange: Exchange | None = None
@@ -189,15 +228,10 @@ class LaneCall:
 
     # ------------------------------------------------------------------ the request
 
-    def submit(self) -> None:
+    def submit(self, body: bytes) -> None:
         """The body is whole: let the gateway have it."""
         self.more_body = False
-        lane, passage, fields, pieces = (
-            self.protocol.lane,
-            self.passage,
-            self.fields,
-            self.pieces,
-        )
+        lane, passage = self.protocol.lane, self.passage
         self.id = request_id()
         lane.requests.value += 1
         inbound = Inbound(
@@ -207,14 +241,9 @@ class LaneCall:
             deployment=passage.deployment,
             version=passage.version,
             codec=passage.direct.codec,
-            body=pieces[0] if len(pieces) == 1 else b"".join(pieces),
-            headers={
-                name: fields[raw].decode("latin-1")
-                for raw, name in passage.direct.forward_raw
-                if raw in fields
-            },
+            body=body,
+            headers=self.headers,
         )
-        self.pieces = []
         try:
             self.exchange = lane.gateway.predict(inbound, self._on_end)
         except errors.WherryError as refusal:
@@ -229,32 +258,26 @@ class LaneCall:
         if answer is None or self.exchange is None:
             self._refuse(error or self.protocol.lane.doors.explain_bug())
             return
-        fields = answer_fields(self.protocol.lane.gateway, self.exchange, answer, self.id)
-        self._write(200, fields, answer.body)
+        lines = answer_lines(self.protocol.lane.gateway, self.exchange, answer, self.id)
+        self._write(200, lines, answer.body, self.keep_alive)
 
     def _refuse(self, error: errors.WherryError) -> None:
         response = self.protocol.lane.doors.render_error(
             self.passage.row.render, error, self.id, self.caller
         )
-        self._write(response.status, response.fields, response.body)
+        lines = b"".join(b"%b: %b\r\n" % each for each in response.fields)
+        closes = (b"connection", b"close") in response.fields
+        self._write(response.status, lines, response.body, self.keep_alive and not closes)
 
-    def _write(self, status: int, fields: list[Field], body: Any) -> None:
+    def _write(self, status: int, lines: bytes, body: Any, keeps: bool) -> None:
         protocol = self.protocol
-        parts = [protocol.lane.head(status, protocol.server_state.default_headers)]
-        keeps = self.keep_alive
-        for name, value in fields:
-            parts.append(b"%b: %b\r\n" % (name, value))
-            if name == b"connection":
-                keeps = False
-        if not keeps and (b"connection", b"close") not in fields:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
+        head = protocol.lane.head(status, protocol.server_state.default_headers)
+        end = b"\r\n" if keeps else b"connection: close\r\n\r\n"
         self.response_started = self.response_complete = True
         if len(body) <= JOINED_BYTES:
-            parts.append(body)
-            protocol.transport.write(b"".join(parts))
+            protocol.transport.write(b"".join((head, lines, end, body)))
         else:
-            protocol.transport.writelines([b"".join(parts), body])
+            protocol.transport.writelines([b"".join((head, lines, end)), body])
         if not keeps:
             protocol.transport.close()
         protocol.end_call()
@@ -266,6 +289,48 @@ class FastLaneProtocol(GuardedProtocol):
     lane: FastLane
     cycle: Any
     """A `LaneCall`, or uvicorn's own."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take a whole request whose head is known; parse everything else."""
+        if self._is_receiving or self._is_closing or self._is_refused:
+            messages = -1
+        else:
+            if self._take_known(data):
+                return
+            messages = self._messages
+        super().data_received(data)
+        # what was parsed is one whole request, and it took the lane: its like need no parser
+        if messages >= 0 and self._messages == messages + 1 and not self._is_receiving:
+            self._remember(data)
+
+    def _take_known(self, data: bytes) -> bool:
+        """The parser is between two requests: one that it need not see leaves it there."""
+        cycle = self.cycle
+        if cycle is None or not cycle.response_complete or self.flow.write_paused:
+            return False
+        end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        lane = self.lane
+        known = lane.recall(data[:end])
+        if known is None or len(data) != end + known.length:
+            return False
+        caller = lane.find_caller(known.secret, known.passage.row)
+        if caller is None:
+            return False
+        self._messages += 1
+        self._received_bytes += len(data)
+        self._unset_keepalive_if_required()
+        call = LaneCall(self, known.passage, caller, known.secret, known.headers)
+        self.cycle = self.running = call
+        call.submit(data[end:])
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        cycle = self.cycle
+        if cycle.__class__ is not LaneCall or not self._keeps_alive:
+            return
+        end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        if len(data) - end == self._body_bytes:
+            self.lane.remember(data[:end], cycle, self._body_bytes)
 
     # What most requests do not need is left out of the parser's callbacks; `_take_slowly` makes up
     # for it.
@@ -308,10 +373,16 @@ class FastLaneProtocol(GuardedProtocol):
         length = fields.get(b"content-length")
         if length is None or not length.isdigit() or int(length) > passage.row.body_limit:
             return None
-        caller = lane.find_caller(fields, passage.row)
-        if caller is None:
+        secret = lane.find_secret(fields)
+        caller = lane.find_caller(secret, passage.row) if secret is not None else None
+        if secret is None or caller is None:
             return None
-        call = LaneCall(self, passage, caller, fields)
+        headers = {
+            name: fields[raw].decode("latin-1")
+            for raw, name in passage.direct.forward_raw
+            if raw in fields
+        }
+        call = LaneCall(self, passage, caller, secret, headers)
         call.keep_alive = parser.should_keep_alive()
         return call
 
@@ -344,7 +415,8 @@ class FastLaneProtocol(GuardedProtocol):
             return
         self._is_receiving = False
         cycle.keep_alive = self._keeps_alive
-        cycle.submit()
+        pieces, cycle.pieces = cycle.pieces, []
+        cycle.submit(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def end_call(self) -> None:
         """A request of the lane is answered: what waits behind it has its turn."""

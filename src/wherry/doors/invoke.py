@@ -13,7 +13,6 @@ from wherry.doors.route import (
     Field,
     Inquiry,
     Response,
-    first_fields,
     header_value,
 )
 from wherry.gateway.admit import Inbound
@@ -31,6 +30,16 @@ SSE_HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
+
+ANSWER_LINES = (
+    b"content-type: %b\r\n"
+    b"x-request-id: %b\r\n"
+    b"x-content-type-options: nosniff\r\n"
+    b"server-timing: queue;dur=%.2f, run;dur=%.2f\r\n"
+    b"openai-processing-ms: %d\r\n"
+    b"x-wherry-units: input_tokens=%d, output_tokens=%d, rows=%d\r\n"
+    b"content-length: %d\r\n"
+)
 
 ErrorEvent = Callable[[errors.WherryError], bytes]
 """The last event of a stream that fails after it has begun."""
@@ -109,23 +118,38 @@ async def invoke_direct(gateway: Gateway, inquiry: Inquiry, direct: Direct) -> R
     )
 
 
-def answer_fields(gateway: Gateway, exchange: Exchange, answer: Answer, number: str) -> list[Field]:
-    """All header fields of a unary answer."""
+def answer_lines(gateway: Gateway, exchange: Exchange, answer: Answer, number: str) -> bytes:
+    """All header fields of a unary answer, as lines."""
     outcome = answer.outcome
-    fields = first_fields(number, outcome.content_type)
-    for name, value in answer_headers(gateway, exchange).items():
-        fields.append((name.encode(), value.encode("latin-1")))
-    for name, value in outcome.headers.items():
-        fields.append((name.encode("latin-1"), header_value(value)))
+    kind = outcome.content_type
     queued, ran = outcome.queued_us / 1000, outcome.run_us / 1000
     usage = exchange.usage
-    units = (usage.input_tokens, usage.output_tokens, usage.rows)
-    fields += (
-        (b"server-timing", b"queue;dur=%.2f, run;dur=%.2f" % (queued, ran)),
-        (b"openai-processing-ms", b"%d" % math.ceil(queued + ran)),
-        (b"x-wherry-units", b"input_tokens=%d, output_tokens=%d, rows=%d" % units),
-        (b"content-length", b"%d" % len(answer.body)),
+    lines = ANSWER_LINES % (
+        b"application/json" if kind == "application/json" else header_value(kind),
+        number.encode(),
+        queued,
+        ran,
+        math.ceil(queued + ran),
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.rows,
+        len(answer.body),
     )
+    more = answer_headers(gateway, exchange)
+    if outcome.headers:
+        more |= outcome.headers
+    for name, value in more.items():
+        lines += b"%b: %b\r\n" % (name.encode("latin-1"), header_value(value))
+    return lines
+
+
+def answer_fields(gateway: Gateway, exchange: Exchange, answer: Answer, number: str) -> list[Field]:
+    """The same as pairs of name and value."""
+    lines = answer_lines(gateway, exchange, answer, number)
+    fields: list[Field] = []
+    for line in lines.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b": ")
+        fields.append((name, value))
     return fields
 
 

@@ -30,7 +30,6 @@ Permission = Literal["open", "invoke", "publish", "operate", "admin", "any"]
 """`open` needs no key; `any` needs a key with any scope; the others need that scope."""
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
-JSON = b"application/json"
 HOST = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?$")
 
 
@@ -381,19 +380,13 @@ def _parse_query(text: bytes) -> dict[str, str]:
 # ------------------------------------------------------------------------------ answers
 
 
-def first_fields(number: str, content_type: str) -> list[Field]:
-    """The fields that every answer begins with."""
-    kind = JSON if content_type == "application/json" else header_value(content_type)
-    return [
-        (b"content-type", kind),
+def all_fields(number: str, content_type: str, extra: Mapping[str, str]) -> list[Field]:
+    """The fields of an answer, but for its length."""
+    fields = [
+        (b"content-type", header_value(content_type)),
         (b"x-request-id", number.encode("latin-1")),
         (b"x-content-type-options", b"nosniff"),
     ]
-
-
-def all_fields(number: str, content_type: str, extra: Mapping[str, str]) -> list[Field]:
-    """The fields of an answer, but for its length."""
-    fields = first_fields(number, content_type)
     for name, value in extra.items():
         fields.append((name.encode("latin-1"), header_value(value)))
     return fields

@@ -84,7 +84,15 @@ class Authenticator:
         self._lookup_threads = ThreadPoolExecutor(4, thread_name_prefix="keys")
         self._watch_thread = ThreadPoolExecutor(1, thread_name_prefix="keys-watch")
 
+    def digest_of(self, secret: bytes) -> bytes:
+        """What this process knows a secret by."""
+        return sha256(self._salt + secret).digest()
+
     def find(self, secret: bytes) -> Principal | None:
+        """As `find_digest`, for who has no digest yet."""
+        return self.find_digest(self.digest_of(secret))
+
+    def find_digest(self, digest: bytes) -> Principal | None:
         """The principal of a secret seen before; None if the database must be asked.
 
         This is the fast path: no I/O, and the same cost for one key and for a hundred thousand.
@@ -93,7 +101,6 @@ class Authenticator:
             NotAuthenticated: the key has expired.
             Unavailable: the database has been silent for too long to trust the verdict.
         """
-        digest = sha256(self._salt + secret).digest()
         principal = self._principals.get(digest)
         if principal is None:
             return None
@@ -152,7 +159,7 @@ class Authenticator:
     # ------------------------------------------------------------------ look-ups
 
     async def _look_up(self, secret: bytes) -> Principal:
-        digest = sha256(self._salt + secret).digest()
+        digest = self.digest_of(secret)
         principal = None
         if self._refusals.get(digest, -1.0) < self._monotonic():
             try:

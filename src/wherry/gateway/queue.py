@@ -72,8 +72,13 @@ class VersionQueue:
         """
         if self._quarantine.banned:
             self._quarantine.check(exchange)
-        self._refuse_if_doomed(exchange)
         exchange.queue = self
+        if not self._waiting:
+            link = self._choose_link(exchange.size)
+            if link is not None:
+                self._send(link, exchange)
+                return
+        self._refuse_if_doomed(exchange)
         self._waiting.push(exchange)
         self.dispatch()
 
@@ -87,9 +92,16 @@ class VersionQueue:
             if link is None:
                 return
             self._waiting.pop()
-            if not self.in_flight:
-                self._last_answer = time.monotonic()  # workers were idle until now
-            link.send(exchange)
+            self._send(link, exchange)
+
+    def _send(self, link: WorkerLink, exchange: Exchange) -> None:
+        if not self._has_work():
+            self._last_answer = time.monotonic()  # workers were idle until now
+        link.send(exchange)
+
+    def _has_work(self) -> bool:
+        """Whether a worker has a request."""
+        return any(link.load for link in self.links.values())
 
     def _choose_link(self, size: int) -> WorkerLink | None:
         best = None
@@ -182,7 +194,7 @@ class VersionQueue:
         """Learn from an answer how fast answers come while there is work, and how long they run."""
         self._longest_run_seconds = max(run_seconds, self._longest_run_seconds * FORGETTING)
         now = time.monotonic()
-        if self._waiting or self.in_flight:
+        if self._waiting or self._has_work():
             passed = min(now - self._last_answer, 60.0)
             self._seconds_per_answer += SMOOTHING * (passed - self._seconds_per_answer)
         self._last_answer = now

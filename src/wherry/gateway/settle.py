@@ -170,8 +170,8 @@ class Settler:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             rows=usage.rows,
-            queued_ms=round(queued * 1000, 3),
-            run_ms=round((total - queued) * 1000, 3),
-            total_ms=round(total * 1000, 3),
+            queued_ms=queued * 1000,
+            run_ms=(total - queued) * 1000,
+            total_ms=total * 1000,
             attempts=max(1, exchange.attempts),
         )
