@@ -28,6 +28,7 @@ class Model:
         time.sleep(max(float(item["X"][0]) for item in batch))
         return batch
 """
+# it leaves marks in its folder, so it runs without a sandbox
 DEADLY = """
 import os, pathlib, time
 class Model:
@@ -102,7 +103,7 @@ def test_a_killed_worker_is_invisible_to_idempotent_calls(tmp_path: Path):
 def test_a_call_that_may_run_once_only_is_not_repeated(tmp_path: Path):
     async def story(plane: DataPlane) -> None:
         bundle = write_model(tmp_path / "bundle", DEADLY, idempotent=False)
-        first, second = [await plane.start_worker(bundle) for _ in range(2)]
+        first, second = [await plane.start_worker(bundle, sandbox="off") for _ in range(2)]
         plane.route(first, second, idempotent=False)
         with pytest.raises(errors.WorkerLost):
             await plane.call(13.0)
@@ -117,7 +118,10 @@ def test_a_call_that_may_run_once_only_is_not_repeated(tmp_path: Path):
 def test_an_idempotent_call_whose_worker_died_runs_once_more(tmp_path: Path):
     async def story(plane: DataPlane) -> None:
         bundle = write_model(tmp_path / "bundle", DEADLY)
-        plane.route(await plane.start_worker(bundle), await plane.start_worker(bundle))
+        plane.route(
+            await plane.start_worker(bundle, sandbox="off"),
+            await plane.start_worker(bundle, sandbox="off"),
+        )
         assert await plane.call(13.0) == [13.0]
         assert (bundle / "ran-13").read_text() == "xx"
 
@@ -144,7 +148,7 @@ def test_a_cancelled_request_that_has_not_started_never_runs(tmp_path: Path):
             DEADLY.replace("return batch", "time.sleep(.3); return batch"),
             idempotent=False,
         )
-        plane.route(await plane.start_worker(bundle))
+        plane.route(await plane.start_worker(bundle, sandbox="off"))
         first = asyncio.ensure_future(plane.call(1.0))
         await asyncio.sleep(0.1)
         second = plane.gateway.predict(plane.inbound(2.0))
