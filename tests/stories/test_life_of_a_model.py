@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import LiveServer, clean_environment, run_server
 
 from wherry import Client, errors
-from wherry.client.schema import DeploymentSpec, KeyLimits, Replicas, Target
+from wherry.client.schema import DeploymentSpec, KeyLimits, Replicas, Rollout, Target
 
 DOUBLE = """
 import six
@@ -78,7 +78,9 @@ def test_a_new_version_follows_its_alias_without_a_failed_request(client: Client
     (second / "model.py").write_text((first / "model.py").read_text().replace("* 2", "* 3"))
     client.models.import_model(first, name="factor", alias="champion")
     client.models.import_model(second, name="factor")
-    client.deployments.deploy("factor@champion", name="factor")
+    client.deployments.deploy(
+        "factor@champion", name="factor", rollout=Rollout(keep_warm_seconds=0)
+    )
     seen = {tuple(client.predict("factor", X=[1.0])["X"])}
     assert seen == {(2.0,)}
     client.models.set_alias("factor", "champion", 2)
