@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,10 @@ MAX_USAGE_ROWS = 100_000
 MAX_TEXT_CHARACTERS = 256
 
 Group = Literal["day", "key", "model", "deployment"]
+MAX_COUNT = (1 << 31) - 1
+MAX_AT = 253_402_300_800
+"""Unix seconds of the year 10000."""
+DAY_SECONDS = 86_400
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _log = get_logger("ledger")
 
@@ -167,19 +172,34 @@ def to_row(record: OutcomeRecord) -> dict[str, Any]:
 
     A record that no database takes would stop the ledger for all that follow it.
     """
-    at = record.at if 0 <= record.at < 253_402_300_800 else 0.0
-    row: dict[str, Any] = {
-        name: _fit(value) for name, value in msgspec.structs.asdict(record).items()
-    }
-    return row | {"at": at, "day": datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")}
+    row: dict[str, Any] = msgspec.structs.asdict(record)
+    for name in _TEXTS:
+        text: str = row[name]
+        if len(text) > MAX_TEXT_CHARACTERS or "\0" in text:
+            row[name] = text.replace("\0", "�")[:MAX_TEXT_CHARACTERS]
+    for name in _COUNTS:
+        if not 0 <= row[name] <= MAX_COUNT:
+            row[name] = min(max(row[name], 0), MAX_COUNT)
+    for name in _NUMBERS:
+        if not math.isfinite(row[name]):
+            row[name] = 0.0
+    if not 0 <= row["at"] < MAX_AT:
+        row["at"] = 0.0
+    row["day"] = _day_of(int(row["at"] // DAY_SECONDS))
+    return row
 
 
-def _fit(value: str | float) -> str | int | float:
-    if isinstance(value, str):
-        return value.replace("\0", "�")[:MAX_TEXT_CHARACTERS]
-    if isinstance(value, int):
-        return min(max(value, 0), (1 << 31) - 1)
-    return value if math.isfinite(value) else 0.0
+@lru_cache(maxsize=64)
+def _day_of(number: int) -> str:
+    """The day that begins so many days after 1970-01-01."""
+    return datetime.fromtimestamp(number * DAY_SECONDS, UTC).strftime("%Y-%m-%d")
+
+
+def _fields_of(kind: str) -> tuple[str, ...]:
+    return tuple(name for name, each in OutcomeRecord.__annotations__.items() if each == kind)
+
+
+_TEXTS, _COUNTS, _NUMBERS = _fields_of("str"), _fields_of("int"), _fields_of("float")
 
 
 def _keep_evidence(path: Path) -> None:
