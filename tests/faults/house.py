@@ -22,7 +22,7 @@ from tests.faults.load import Entry, Load
 from tests.faults.oracle import write_oracle
 
 from wherry import Client
-from wherry.client.schema import Limits
+from wherry.client.schema import Limits, Rollout
 
 
 class House:
@@ -41,12 +41,23 @@ class House:
         assert made.number == version
 
     def deploy(
-        self, model: str = "oracle", *, name: str | None = None, replicas: int = 1, **limits: Any
+        self,
+        model: str = "oracle",
+        *,
+        name: str | None = None,
+        replicas: int = 1,
+        rollout: Rollout | None = None,
+        **limits: Any,
     ) -> None:
         """Serve it, and wait until all its workers are ready."""
         deployment = name or model.partition("@")[0]
         self.client.deployments.deploy(
-            model, name=name, replicas=replicas, limits=Limits(**limits), timeout=60
+            model,
+            name=name,
+            replicas=replicas,
+            rollout=rollout,
+            limits=Limits(**limits),
+            timeout=60,
         )
         self.wait_for(lambda: len(self.ready(deployment)) >= replicas)
 

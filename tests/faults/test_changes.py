@@ -24,7 +24,7 @@ from tests.faults.load import NO_ANSWER, Load
 from tests.faults.oracle import Command
 
 from wherry import Client
-from wherry.client.schema import DeploymentSpec, KeyLimits, Limits, Replicas
+from wherry.client.schema import DeploymentSpec, KeyLimits, Limits, Replicas, Rollout
 
 
 async def wait_for_version(load: Load, number: int, seconds: float = 60.0) -> None:
@@ -36,12 +36,15 @@ async def wait_for_version(load: Load, number: int, seconds: float = 60.0) -> No
 
 
 @pytest.mark.slow
-def test_twenty_version_changes_under_load_fail_and_mix_nothing(tmp_path: Path):
+@pytest.mark.parametrize("keep_warm_seconds", [0, 60])
+def test_twenty_version_changes_under_load_fail_and_mix_nothing(
+    tmp_path: Path, keep_warm_seconds: float
+):
     with run_house(tmp_path, "--gateways", "2") as house:
         for version in (1, 2):
             house.add_oracle(version=version, rows=8)
         house.client.models.set_alias("oracle", "live", 1)
-        house.deploy("oracle@live")
+        house.deploy("oracle@live", rollout=Rollout(keep_warm_seconds=keep_warm_seconds))
 
         async def story() -> None:
             load = house.load()
@@ -58,7 +61,8 @@ def test_twenty_version_changes_under_load_fail_and_mix_nothing(tmp_path: Path):
             assert {entry.answer[1] for entry in load.log} == {1, 2}
 
         play(story)
-        house.wait_for(lambda: len(house.ready()) == 1)
+        workers = 2 if keep_warm_seconds else 1
+        house.wait_for(lambda: len(house.ready()) == workers)
 
 
 @pytest.mark.slow
