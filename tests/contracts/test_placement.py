@@ -63,6 +63,19 @@ def test_placing_twice_gives_the_same_worker(tmp_path: Path):
     play(tmp_path, story)
 
 
+def test_a_bundle_on_another_disk_behind_a_link_is_served(tmp_path: Path):
+    disk, data = tmp_path / "disk", tmp_path / "data"
+    write_model(disk / "bundle", ECHO)
+    data.mkdir(mode=0o700)
+    (data / "bundles").symlink_to(disk)
+
+    async def story(plane: DataPlane) -> None:
+        plane.route(await plane.start_worker(data / "bundles" / "bundle"))
+        assert await plane.call(3.0) == [3.0]
+
+    play(tmp_path, story)
+
+
 def test_events_tell_a_workers_life_in_order(tmp_path: Path):
     async def story(plane: DataPlane) -> None:
         worker = await plane.start_worker(write_model(tmp_path / "bundle", ECHO))

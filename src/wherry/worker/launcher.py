@@ -83,13 +83,13 @@ def die_with_parent(parent: int) -> None:
 
 
 def fetch(order: LaunchOrder) -> Path:
-    """The verified folder of the bundle."""
+    """The verified folder of the bundle, without links: the sandbox lets in real folders."""
     spec = order.spec
     if spec.bundle_folder:
-        return Path(spec.bundle_folder)
+        return Path(spec.bundle_folder).resolve()
     target = Path(order.bundles_folder) / spec.digest.removeprefix("sha256:")
     materialise(LocalBlobs(Path(order.blobs_folder)), spec.files, target)
-    return target
+    return target.resolve()
 
 
 def find_python(order: LaunchOrder) -> str:
