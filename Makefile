@@ -59,11 +59,15 @@ imports: setup ## Who may import whom
 
 .PHONY: test
 test: setup ## Tests of minutes: real models, real processes, no torch
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not campaign"
 
 .PHONY: test-all
-test-all: setup ## Every test this machine can run
-	$(BIN)/python -m pytest
+test-all: setup ## Every test this machine can run, fault campaigns by samples
+	$(BIN)/python -m pytest -m "not campaign"
+
+.PHONY: test-campaign
+test-campaign: setup ## Faults at every single byte, call and statement: half an hour or more
+	$(BIN)/python -m pytest -m campaign
 
 .PHONY: bench
 bench: setup ## Measure beside the peers, half an hour (BENCH="small-json …": some scenarios)

@@ -241,7 +241,7 @@ async def count_frames(case: Case, scenario: str) -> list[int]:
     return ends
 
 
-@pytest.mark.parametrize("every_byte", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every_byte", [False, pytest.param(True, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_worker_that_dies_after_any_byte(tmp_path: Path, scenario: str, every_byte: bool):
     story, idempotent, _ = SCENARIOS[scenario]

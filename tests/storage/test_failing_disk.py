@@ -268,8 +268,8 @@ def root() -> Iterator[Path]:
     ("stride", "how_many"),
     [
         (11, 1),
-        pytest.param(1, 1, marks=pytest.mark.slow),
-        pytest.param(5, 3, marks=pytest.mark.slow),
+        pytest.param(1, 1, marks=pytest.mark.campaign),
+        pytest.param(5, 3, marks=pytest.mark.campaign),
     ],
 )
 @pytest.mark.parametrize("story", STORIES)

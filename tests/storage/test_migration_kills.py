@@ -195,7 +195,7 @@ def upgrade():
 '''
 
 
-EVERY = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+EVERY = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.campaign)])
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def left() -> Iterator[Path]:
         yield Path(folder) / "left"
 
 
-QUICK_AND_WHOLE = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+QUICK_AND_WHOLE = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.campaign)])
 
 
 def record(shim: Path, folder: Path, code: str, before: Path | None = None) -> Disk:
@@ -252,7 +252,7 @@ def check_database(target: Path, acknowledged: list[str]) -> str:
 
 @pytest.mark.parametrize(
     ("synchronous", "share"),
-    [("", 0.1), pytest.param("", 1.0, marks=pytest.mark.slow), ("NORMAL", 0.1)],
+    [("", 0.1), pytest.param("", 1.0, marks=pytest.mark.campaign), ("NORMAL", 0.1)],
 )
 def test_a_committed_transaction_is_whole_on_the_disk(
     shim: Path, tmp_path: Path, left: Path, migrated: Path, synchronous: str, share: float

@@ -118,7 +118,7 @@ def final_frames(gateway: RawGateway, numbers: list[int]) -> dict[int, int]:
 # ------------------------------------------------------------------ what arrives is cut short
 
 
-@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.campaign)])
 def test_a_gateway_that_dies_at_any_byte_costs_only_its_own_requests(tmp_path: Path, every: int):
     ledger = tmp_path / "ledger"
     bundle = write_model(tmp_path / "bundle", MODEL.format(ledger=str(ledger)), idempotent=False)
