@@ -173,7 +173,9 @@ def left() -> Iterator[Path]:
         yield Path(folder) / "left"
 
 
-QUICK_AND_WHOLE = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.campaign)])
+QUICK_AND_WHOLE = pytest.mark.parametrize(
+    "share", [0.1, pytest.param(1.0, marks=pytest.mark.campaign)]
+)
 
 
 def record(shim: Path, folder: Path, code: str, before: Path | None = None) -> Disk:
