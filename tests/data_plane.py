@@ -55,12 +55,14 @@ class DataPlane:
 
     def __init__(self, folder: Path, run_folder: Path, settings: Settings) -> None:
         self.folder = folder
+        self.scratch = run_folder / "scratch"
+        """As in a server: short, since sockets lie in it."""
         folders = Folders(
             run=run_folder,
             blobs=folder / "blobs",
             bundles=folder / "bundles",
             environments=folder / "environments",
-            scratch=folder / "scratch",
+            scratch=self.scratch,
         )
         self.output: list[bytes] = []
         self.placement = LocalPlacement(

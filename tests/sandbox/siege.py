@@ -69,7 +69,7 @@ async def besiege(
     plane.route(neighbour)
     reports = [each.report for each in plane.events if each.id == worker.id and each.report]
     sandbox = next(each.sandbox for each in reports if each.sandbox is not None)
-    scratch = plane.folder / "scratch" / f"{worker.id}.{worker.generation}"
+    scratch = plane.scratch / f"{worker.id}.{worker.generation}"
     existed = scratch.is_dir()
     result = {
         **told,
