@@ -228,12 +228,23 @@ def cuts_of(ends: list[int], *, every_byte: bool) -> list[tuple[int, bool]]:
 
 async def count_frames(case: Case, scenario: str) -> list[int]:
     """Where the frames end that a worker sends which nobody kills."""
+    for _ in range(20):
+        ends = await count_once(case, scenario)
+        if len(ends) >= 4:  # one that was told to stop may be gone before it has read anything
+            return ends
+    raise AssertionError("never a challenge, ready, started and an answer")
+
+
+async def count_once(case: Case, scenario: str) -> list[int]:
+    """The same for one worker."""
     story, idempotent, credits_ = SCENARIOS[scenario]
     case.dying = await case.maker.start(case.bundle, keeps=True, credits_=credits_)
     case.plane.route(case.dying, idempotent=idempotent)
     await case.plane.wait_for_links(1)
-    for _, exchange in await story(case):
-        await outcome_of(exchange)
+    sent = [exchange for _, exchange in await story(case)]
+    await asyncio.wait([asyncio.ensure_future(outcome_of(each)) for each in sent], timeout=3)
+    for exchange in sent:  # what came when the only worker was draining waits for another one
+        case.plane.gateway.cancel(exchange)
     await asyncio.sleep(0.05)
     ends = case.maker.ends_of_frames()
     case.plane.route(idempotent=idempotent)
@@ -252,7 +263,6 @@ def test_a_worker_that_dies_after_any_byte(tmp_path: Path, scenario: str, every_
         async with data_plane(tmp_path) as plane, forge() as maker:
             case = Case(plane, maker, bundle, tmp_path / "ledger")
             frames_end = await count_frames(case, scenario)
-            assert len(frames_end) >= 4, "a challenge, ready, started, an answer"
             for size, dies_late in cuts_of(frames_end[:9], every_byte=every_byte):
                 try:
                     ends.update(await play_one(case, size, dies_late, scenario))
