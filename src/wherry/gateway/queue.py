@@ -101,7 +101,10 @@ class VersionQueue:
 
     def _has_work(self) -> bool:
         """Whether a worker has a request."""
-        return any(link.load for link in self.links.values())
+        for link in self.links.values():  # noqa: SIM110 - asked twice a request: any() is dear
+            if link.load:
+                return True
+        return False
 
     def _choose_link(self, size: int) -> WorkerLink | None:
         best = None
