@@ -7,9 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from tests.storage.disk import build_shim, run_on_disk
-
-from wherry.storage.database import Database
+from tests.storage.disk import run_on_disk
 
 LOOP = """
 import asyncio, errno, shutil
@@ -238,22 +236,6 @@ STORIES = {
     "versions": VERSIONS,
     "uploads": UPLOADS,
 }
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_shim(tmp_path_factory.mktemp("shim"))
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("migrated")
-    database = Database.for_folder(folder)
-    database.migrate()
-    with database.write() as connection:
-        connection.exec_driver_sql("INSERT INTO teams VALUES ('team_1', 'default', 1.0)")
-    database.close()
-    return folder
 
 
 @pytest.fixture

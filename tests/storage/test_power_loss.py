@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from sqlalchemy import insert, select, text
-from tests.storage.disk import Disk, build_shim, count_losses, run_on_disk
+from sqlalchemy import select, text
+from tests.storage.disk import Disk, count_losses, run_on_disk
 
 from wherry import errors
 from wherry.accounts.ledger import Ledger
@@ -146,23 +146,6 @@ database.migrate()
 note("ready")
 database.close()
 """
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_shim(tmp_path_factory.mktemp("shim"))
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a team, as the disk has had it for long."""
-    folder = tmp_path_factory.mktemp("migrated")
-    database = Database.for_folder(folder)
-    database.migrate()
-    with database.write() as connection:
-        connection.execute(insert(teams).values(id="team_1", name="default", created_at=1.0))
-    database.close()
-    return folder
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.doors.http_guard import GuardedProtocol
 from wherry.doors.invoke import answer_lines
-from wherry.doors.route import Direct, Doors, Field, Row
+from wherry.doors.route import Direct, Doors, Field, Row, check_permission
 from wherry.gateway.admit import Inbound
 from wherry.gateway.authenticate import Authenticator, parse_bearer
 from wherry.gateway.exchange import Answer, Exchange
@@ -155,8 +155,8 @@ class FastLane:
         """Who calls, if that is known at once and may call this row."""
         try:
             caller = self.authenticator.find_digest(secret)
-            if caller is not None and row.permission != "open" and row.permission != "any":
-                caller.require(row.permission)
+            if caller is not None:
+                check_permission(caller, row.permission)
         except errors.WherryError:
             return None
         return caller

@@ -266,7 +266,7 @@ class Doors:
                 inquiry.caller = await self._authenticator.authenticate(
                     scope["headers"], inquiry.address
                 )
-                _check_permission(inquiry.caller, row.permission)
+                check_permission(inquiry.caller, row.permission)
             _check_content_type(row, headers)
             response = await row.handler(inquiry)
         except (errors.Cancelled, ClientDisconnect):
@@ -337,7 +337,8 @@ def _read_headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
-def _check_permission(principal: Principal, permission: Permission) -> None:
+def check_permission(principal: Principal, permission: Permission) -> None:
+    """Pass who may call a row; `NotPermitted` says which scope is missing."""
     if permission != "any" and permission != "open":
         principal.require(permission)
 

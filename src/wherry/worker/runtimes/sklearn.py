@@ -342,21 +342,16 @@ class TableClassifier(Table):
         matrix = join_matrices(batch)
         classes, probabilities = self.classify(matrix)
         labels = self.classifier.labels
-        outputs: list[TaskOutput] = []
-        start = 0
-        for prepared in batch:
-            end = start + prepared.rows
-            outputs.append(
-                TableOutput(
-                    classes=classes[start:end],
-                    probabilities=None if probabilities is None else probabilities[start:end],
-                    labels=labels,
-                    many=prepared.payload[1],
-                    usage=rows_usage(prepared.rows),
-                )
+        return [
+            TableOutput(
+                classes=classes[rows],
+                probabilities=None if probabilities is None else probabilities[rows],
+                labels=labels,
+                many=prepared.payload[1],
+                usage=rows_usage(prepared.rows),
             )
-            start = end
-        return outputs
+            for prepared, rows in zip(batch, row_ranges(batch), strict=True)
+        ]
 
     def classify(self, matrix: Array) -> tuple[Array, Array | None]:
         """Classes and probabilities; of no rows, too, which scikit-learn itself refuses."""
