@@ -195,7 +195,7 @@ def test_request_ids_of_threads_differ() -> None:
 def test_a_forked_process_has_ids_of_its_own() -> None:
     script = (
         "import os; from wherry.telemetry import request_id; request_id(); os.fork();"
-        "print(request_id(), flush=True)"
+        "os.write(1, f'{request_id()}\\n'.encode())"  # in one piece: both write at once
     )
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True

@@ -169,7 +169,9 @@ def test_a_start_that_fails_leaves_no_descriptor(tmp_path: Path, monkeypatch: py
             with pytest.raises(OSError, match="nothing"):
                 await plane.placement.place(spec)
         assert sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before
-        assert len(list(Path(worker.address).parent.iterdir())) == 1, "no socket is left either"
+        folder = Path(worker.address).parent
+        assert [each.name for each in folder.glob("*.sock")] == [Path(worker.address).name]
+        assert len(list((folder / "scratch").iterdir())) == 1, "no folder is left either"
 
     play(tmp_path, story)
 

@@ -98,6 +98,7 @@ def test_channels_first_are_turned_round() -> None:
         ([[1, None]], "must lie within|lists of numbers"),
         ([[0.5, float("nan")]], "must lie within"),
         ([[0.5, float("inf")]], "must lie within"),
+        ([[0.5, 3.41e38]], "must lie within"),
         ([[-1.0, 1.0]], "these go from -1 to 1"),
         ([[0, 256]], "these go from 0 to 256"),
         ([[10**400]], "lists of numbers"),

@@ -86,7 +86,7 @@ def test_an_attack_is_refused_quickly(tmp_path: Path, data: bytes):
     started = time.process_time()
     with pytest.raises(FormatNotAllowed, match=r"model\.safetensors"):
         check_safetensors(path)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 20  # quadratic work would take minutes
 
 
 def test_every_cut_is_refused(tmp_path: Path):

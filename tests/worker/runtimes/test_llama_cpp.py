@@ -134,7 +134,9 @@ def test_log_probabilities_come_with_each_token(model: LlamaCppRuntime) -> None:
         assert token.logprob <= 0
         assert len(token.top) == 3
         assert token.logprob == pytest.approx(max(rival.logprob for rival in token.top), abs=1e-3)
-    only_chosen = generate(model, chat("Say hello", max_tokens=2, top_logprobs=0)).logprobs
+    only_chosen = generate(
+        model, chat("Say hello", max_tokens=2, temperature=0, top_logprobs=0)
+    ).logprobs
     assert only_chosen is not None
     assert [token.top for token in only_chosen] == [[], []]
 

@@ -174,7 +174,8 @@ def _decode_base64(text: str) -> bytes:
 
 def _array_from_lists(value: Any) -> np.ndarray:
     try:
-        return np.asarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # too large for a float is too large for a pixel
+            return np.asarray(value, dtype=np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidInput(
             "'image' must be lists of numbers, every row equally long", param="image"
@@ -195,7 +196,8 @@ def pixels_from_array(array: np.ndarray) -> np.ndarray:
         raise _too_many_pixels(height, width)
     if array.dtype == np.uint8:
         return array
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     low, high = float(array.min()), float(array.max())
     if not (low >= -UNIT_SLACK and high <= 255.0):  # also false for NaN
         raise InvalidInput(
