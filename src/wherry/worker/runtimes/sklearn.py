@@ -45,6 +45,7 @@ from wherry.models.tasks.task import TaskInput, TaskOutput
 from wherry.models.tasks.tensor import Array, are_finite, rows_usage
 from wherry.models.tasks.text import TextInput
 from wherry.worker.runtimes.runtime import ItemError, Prepared
+from wherry.worker.runtimes.sklearn_linear import PROVED_TYPES, find_shortcut
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class SklearnRuntime:
             self.model = self.read_model(bundle.main_file)
         log_warnings(caught)
         self.adapter = find_adapter(bundle.manifest.task)(self.model, bundle)
+        self.prepare = self.adapter.prepare  # what a request does not need, it does not pay for
+        self.run = self.adapter.run
 
     def read_model(self, path: Path) -> Any:
         """The estimator in a file, by the rules of the module's docstring."""
@@ -103,10 +106,7 @@ class SklearnRuntime:
 
     def run(self, batch: Sequence[Prepared]) -> Sequence[TaskOutput | ItemError]:
         """All rows of all requests in one call of the model."""
-        # `prepare` has looked at every row: nobody needs to look again
-        with warnings.catch_warnings(), sklearn.config_context(assume_finite=True):
-            warnings.simplefilter("ignore")  # e.g. about feature names, once for every request
-            return self.adapter.run(batch)
+        return self.adapter.run(batch)
 
     def close(self) -> None:
         """Let go of the model."""
@@ -213,6 +213,13 @@ def find_adapter(task: str) -> Callable[[Any, Bundle], Any]:
     return adapters[task]
 
 
+def ask(method: Callable[[Any], Any], features: Any) -> Any:
+    """Call an estimator; `prepare` has looked at every row: nobody needs to look again."""
+    with warnings.catch_warnings(), sklearn.config_context(assume_finite=True):
+        warnings.simplefilter("ignore")  # e.g. about feature names, once for every request
+        return method(features)
+
+
 class Classifier:
     """What all classifiers share: classes, labels, probabilities."""
 
@@ -231,6 +238,7 @@ class Classifier:
             )
         self.index_by_class = {label: index for index, label in enumerate(classes.tolist())}
         self.has_probabilities = hasattr(model, "predict_proba")
+        self.shortcut = find_shortcut(model) if self.has_probabilities else None
 
     def classify(self, features: Any) -> tuple[Array, Array | None]:
         """Class indices and, if the model has them, probabilities (rows, classes).
@@ -238,9 +246,13 @@ class Classifier:
         With probabilities the class is the most probable one, so that the two never disagree.
         """
         if self.has_probabilities:
-            probabilities = np.asarray(self.model.predict_proba(features))
+            shortcut = self.shortcut
+            if shortcut is not None and features.dtype in PROVED_TYPES:
+                probabilities = shortcut(features)
+            else:
+                probabilities = np.asarray(ask(self.model.predict_proba, features))
             return probabilities.argmax(axis=1), probabilities.astype(np.float32)
-        predicted = np.asarray(self.model.predict(features)).tolist()
+        predicted = np.asarray(ask(self.model.predict, features)).tolist()
         found = [self.index_by_class[label] for label in predicted]
         return np.array(found, dtype=np.int64), None
 
@@ -265,20 +277,22 @@ class Table:
     def prepare(self, item: Rows) -> Prepared:
         """One matrix a request; the output's form goes with it."""
         matrix = self.matrix_of(item.tensors)
-        if self.features is not None and matrix.shape[1] != self.features:
-            raise InvalidInput(
-                f"a row has {matrix.shape[1]} features, the model takes {self.features}"
-            )
-        if matrix.dtype.kind == "f" and not are_finite(matrix):
+        rows, features = matrix.shape
+        if self.features is not None and features != self.features:
+            raise InvalidInput(f"a row has {features} features, the model takes {self.features}")
+        kind = matrix.dtype.kind
+        if kind == "f" and not are_finite(matrix):
             has_infinity = np.isinf(matrix).any()
             if has_infinity or not self.allows_nan:
                 raise InvalidInput("the model takes no NaN or infinity")
-        return Prepared((matrix, item.many), rows=len(matrix), group=matrix.dtype.kind)
+        return Prepared((matrix, item.many), rows, 0, kind)
 
     def matrix_of(self, tensors: Mapping[str, Array]) -> Array:
         """Rows by features, from one matrix or from columns."""
         if len(self.names) == 1:
-            matrix = as_matrix(tensors[self.names[0]])
+            matrix = tensors[self.names[0]]
+            if matrix.ndim != 2:
+                matrix = as_matrix(matrix)
             return decode_column(matrix) if matrix.dtype.kind == "O" else matrix
         columns = [as_matrix(tensors[name]) for name in self.names or tensors]
         if any(column.dtype.kind == "O" for column in columns):
@@ -341,17 +355,20 @@ class TableClassifier(Table):
         """One call for all rows, split again by request."""
         matrix = join_matrices(batch)
         classes, probabilities = self.classify(matrix)
-        labels = self.classifier.labels
-        return [
-            TableOutput(
-                classes=classes[rows],
-                probabilities=None if probabilities is None else probabilities[rows],
-                labels=labels,
-                many=prepared.payload[1],
-                usage=rows_usage(prepared.rows),
+        labels, end = self.classifier.labels, 0
+        found: list[TaskOutput] = []
+        for prepared in batch:
+            start, end = end, end + prepared.rows
+            found.append(
+                TableOutput(
+                    usage=rows_usage(prepared.rows),
+                    classes=classes[start:end],
+                    probabilities=None if probabilities is None else probabilities[start:end],
+                    labels=labels,
+                    many=prepared.payload[1],
+                )
             )
-            for prepared, rows in zip(batch, row_ranges(batch), strict=True)
-        ]
+        return found
 
     def classify(self, matrix: Array) -> tuple[Array, Array | None]:
         """Classes and probabilities; of no rows, too, which scikit-learn itself refuses."""
@@ -373,11 +390,18 @@ class TableRegressor(Table):
         if output.datatype not in ("FP32", "FP64"):
             raise InvalidInput(f"the output {output.name!r} must be FP32 or FP64")
         self.model = model
+        self.shortcut = find_shortcut(model)
+
+    def predict(self, matrix: Array) -> Array:
+        """(rows,) or (rows, targets)."""
+        if self.shortcut is not None and matrix.dtype in PROVED_TYPES:
+            return self.shortcut(matrix)
+        return ask(self.model.predict, matrix)
 
     def run(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
         """One call for all rows, split again by request."""
         matrix = join_matrices(batch)
-        values = np.asarray(self.model.predict(matrix) if len(matrix) else [], dtype=np.float64)
+        values = np.asarray(self.predict(matrix) if len(matrix) else [], dtype=np.float64)
         if values.ndim == 2 and values.shape[1] == 1:
             values = values[:, 0]
         return [
