@@ -11,7 +11,11 @@ Invariants that both sides rely on:
   connection, also when it was cancelled. The gateway counts these as returned credits, so a
   slot belongs to the computation, not to the waiter.
 * STARTED leaves the worker before the model sees the request. A connection that closes without
-  STARTED for a request has not executed it.
+  STARTED for a request has not executed it. A worker whose batches take next to no time, and whose
+  version may answer twice, spares itself most of these: after PRESUME every request it was sent
+  counts as begun, until PRESUME is taken back.
+* REQUESTS and RESULTS are many small ones in one frame, because what they have in common, and the
+  handling of a frame, would cost more than they do. Each counts as if it had come alone.
 * Kinds that a side does not know are ignored; VERSION is checked in the hello.
 """
 
@@ -29,7 +33,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("<IBBHQ")
 MAX_FRAME_BYTES = 1 << 31
 COALESCE_BYTES = 64 << 10
@@ -61,6 +65,9 @@ class Kind(enum.IntEnum):
     CHUNK = 14
     END = 15
     FAILURE = 16
+    REQUESTS = 17
+    RESULTS = 18
+    PRESUME = 19
     PING = 20
     PONG = 21
     # between gateway and controller
@@ -77,7 +84,7 @@ class Kind(enum.IntEnum):
     POISON = 40
 
 
-class Usage(msgspec.Struct, array_like=True):
+class Usage(msgspec.Struct, array_like=True, frozen=True):
     """What one answer cost, in the task's own units."""
 
     input_tokens: Count = 0
@@ -100,12 +107,13 @@ class Call(msgspec.Struct, array_like=True):
     codec: str
     """A name of `wherry.models.codecs.catalog`."""
     request_id: str
+    """Empty for a codec that does not tell it."""
     deployment: str
     """The name the client used, for echoing in the answer."""
     version: str
     """Number of the version that serves the request, as text."""
-    created: int
-    """Unix time, seconds."""
+    created: int = 0
+    """Unix time, seconds; 0 for a codec that does not tell it."""
     headers: dict[str, str] = {}
     """The few headers the door's row forwards, names in lower case."""
     stream: bool = False
@@ -123,6 +131,11 @@ class Call(msgspec.Struct, array_like=True):
     """Run it with no other request: it may be what killed a worker."""
 
 
+Piece = tuple[int, int, memoryview]
+"""One request of REQUESTS, whose header is the `Call` of them all: request id, milliseconds that
+remain, body."""
+
+
 class Outcome(msgspec.Struct, array_like=True):
     """Header of RESULT and END."""
 
@@ -134,6 +147,17 @@ class Outcome(msgspec.Struct, array_like=True):
     run_us: int = 0
     gist: bytes = b""
     """What answers are compared by, if it was asked for; see `wherry.models.tasks.gist`."""
+
+
+class Batch(msgspec.Struct, array_like=True):
+    """Header of RESULTS: what the answers of a batch have in common. All are plain JSON."""
+
+    run_us: Count
+    """From the start of the batch until all its answers are encoded."""
+
+
+Part = tuple[int, Usage, Count, memoryview]
+"""One answer of RESULTS: request id, usage, microseconds between arrival and start, body."""
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -225,12 +249,23 @@ class Connection:
         connected: socket.socket,
         on_frame: Callable[[Frame], None],
         on_close: Callable[[], None],
+        on_read: Callable[[], None] | None = None,
     ) -> None:
+        """Read from now on.
+
+        Args:
+            connected: the socket, which is ours from now on.
+            on_frame: takes each frame.
+            on_close: told once that nothing follows.
+            on_read: told that all whole frames which had come are taken, for what is done once for
+                them all.
+        """
         connected.setblocking(False)
         self._socket = connected
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._on_frame = on_frame
         self._on_close = on_close
+        self._on_read = on_read
         self._pending = b""
         self._large: bytearray | None = None
         self._large_filled = 0
@@ -244,7 +279,7 @@ class Connection:
         self.closed = False
         self.reached_end = False
         """Whether everything was read that the peer has ever sent."""
-        self._loop.add_reader(connected.fileno(), self._readable)
+        self.loop.add_reader(connected.fileno(), self._readable)
 
     # -------------------------------------------------------------------------- sending
 
@@ -269,16 +304,17 @@ class Connection:
         if payload_bytes:
             self._out.append(payload)
         if now or payload_bytes > COALESCE_BYTES:
-            self._flush()
+            self.flush()
         elif not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush_tick)
+            self.loop.call_soon(self._flush_tick)
 
     def _flush_tick(self) -> None:
         self._flush_scheduled = False
-        self._flush()
+        self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is queued, as far as the kernel takes it."""
         if self._writer_added or self.closed:
             return
         while self._out:
@@ -286,7 +322,7 @@ class Connection:
                 sent = self._send_some()
             except (BlockingIOError, InterruptedError):
                 self._writer_added = True
-                self._loop.add_writer(self._socket.fileno(), self._writable)
+                self.loop.add_writer(self._socket.fileno(), self._writable)
                 return
             except OSError:
                 # the peer is gone; what it sent before is still to be read
@@ -317,9 +353,9 @@ class Connection:
         del self._out[:done]
 
     def _writable(self) -> None:
-        self._loop.remove_writer(self._socket.fileno())
+        self.loop.remove_writer(self._socket.fileno())
         self._writer_added = False
-        self._flush()
+        self.flush()
 
     # -------------------------------------------------------------------------- receiving
 
@@ -351,7 +387,7 @@ class Connection:
             if end - start < length:
                 if length > READ_BYTES:
                     self._begin_large(view[position:], PREFIX.size + length)
-                    return
+                    position = end
                 break
             header_end = start + header_bytes
             position = start + length
@@ -361,6 +397,8 @@ class Connection:
             if self.closed:
                 return
         self._pending = data[position:] if position < end else b""
+        if self._on_read is not None:
+            self._on_read()
 
     def _begin_large(self, begun: memoryview, total_bytes: int) -> None:
         # allocate once at the final size, so a 4 MB tensor is copied by the kernel only
@@ -385,6 +423,8 @@ class Connection:
         view = memoryview(large)
         split = PREFIX.size + header_bytes
         self._on_frame(Frame(kind, request_id, view[PREFIX.size : split], view[split:]))
+        if self._on_read is not None and not self.closed:
+            self._on_read()
 
     def close(self) -> None:
         """Stop reading and writing; `on_close` is called once."""
@@ -393,9 +433,9 @@ class Connection:
         self.closed = True
         self._out.clear()
         self.unsent_bytes = 0
-        self._loop.remove_reader(self._socket.fileno())
+        self.loop.remove_reader(self._socket.fileno())
         if self._writer_added:
-            self._loop.remove_writer(self._socket.fileno())
+            self.loop.remove_writer(self._socket.fileno())
         self._socket.close()
         self._on_close()
 
@@ -407,14 +447,14 @@ class Connection:
             if not writable.poll(seconds * 1000):
                 return False
             if self._writer_added:
-                self._loop.remove_writer(self._socket.fileno())
+                self.loop.remove_writer(self._socket.fileno())
                 self._writer_added = False
-            self._flush()
+            self.flush()
         return True
 
     async def close_when_sent(self) -> None:
         """Close when the peer has taken everything that is queued, or has gone."""
-        self._flush()
+        self.flush()
         while self.unsent_bytes and not self.closed:  # noqa: ASYNC110 - once in a worker's life
             await asyncio.sleep(DRAIN_POLL_SECONDS)
         self.close()

@@ -22,6 +22,7 @@ from sqlalchemy import func, select
 from wherry.accounts.ledger import Ledger, Totals, to_row
 from wherry.client.schema import UsageRow
 from wherry.errors import InvalidInput
+from wherry.storage import tables
 from wherry.storage.database import Database
 from wherry.storage.segment import OutcomeRecord, Segment, encode_frame, list_segments
 from wherry.storage.tables import ledger as ledger_table
@@ -270,9 +271,10 @@ def test_any_records_in_any_segments_become_one_row_a_request(
 
 
 def test_values_no_database_takes_are_brought_into_range() -> None:
-    row = to_row(
-        make_record(1, at=float("nan"), total_ms=float("inf"), rows=2**63, model="a\0b" + "m" * 999)
+    record = make_record(
+        1, at=float("nan"), total_ms=float("inf"), rows=2**63, model="a\0b" + "m" * 999
     )
+    row = dict(zip(tables.ledger.c.keys(), to_row(record), strict=True))
     assert (row["at"], row["day"], row["total_ms"], row["rows"]) == (
         0.0,
         "1970-01-01",

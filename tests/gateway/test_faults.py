@@ -18,7 +18,7 @@ from tests.gateway.test_predict import ECHO, SLOW, Story
 
 from wherry import errors, frames
 from wherry.control.placement.placement import WorkerHandle
-from wherry.frames import Connection, Frame, Kind, Outcome, Usage
+from wherry.frames import Call, Connection, Frame, Kind, Outcome, Usage
 from wherry.gateway import queue as queue_module
 from wherry.gateway.exchange import MAX_UNREAD_BYTES
 from wherry.gateway.queue import MAX_WAITING
@@ -55,6 +55,7 @@ class HostileWorker:
         )  # fmt: skip
         self.handle = WorkerHandle("hostile", 1, str(address), os.getpid(), self.spec)
         self.requests = 0
+        self.calls: list[Call] = []
         self._answer = answer
         self._hello: frames.Hello
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -77,9 +78,17 @@ class HostileWorker:
             connection.send(Kind.CHALLENGE, header=challenge)
         elif frame.kind == Kind.PROOF:
             connection.send(Kind.READY, header=frames.Ready(64, 1 << 20))
+        elif frame.kind == Kind.PING:
+            connection.send(Kind.PONG, header=frames.Pong(1, 0, 0))
         elif frame.kind == Kind.REQUEST:
             self.requests += 1
+            self.calls.append(msgspec.msgpack.decode(frame.header, type=Call))
             self._answer(connection, frame.request_id)
+        elif frame.kind == Kind.REQUESTS:
+            for number, _, _ in msgspec.msgpack.decode(frame.payload, type=list[frames.Piece]):
+                self.requests += 1
+                self.calls.append(msgspec.msgpack.decode(frame.header, type=Call))
+                self._answer(connection, number)
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
@@ -217,6 +226,82 @@ def test_a_garbled_answer_fails_its_request_at_once(tmp_path: Path):
             assert time.monotonic() - begun < 2.0
         worker.close()
         assert {record.input_tokens for record in await plane.records()} == {0}
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"no list", [], [[1, [0, 0, 1], -5, b"{}"]], [[1, [-7, 0, 1], 5, b"{}"]]]
+)
+def test_garbled_answers_of_a_batch_end_no_request_wrongly(tmp_path: Path, payload: Any):
+    async def story(plane: DataPlane) -> None:
+        def answer(connection: Connection, number: int) -> None:
+            connection.send(Kind.STARTED, header=[number], now=True)
+            connection.send(Kind.RESULTS, 0, [1], frames.encode(payload))
+            if payload == []:  # it answers nobody: then it is gone
+                connection.close()
+
+        worker = HostileWorker(tmp_path, answer)
+        plane.route(worker.handle, idempotent=False)
+        with pytest.raises(errors.WorkerLost):
+            await plane.call(1.0, timeout_seconds=5.0, is_direct=True)
+        worker.close()
+        (record,) = await plane.records()
+        assert (record.code, record.input_tokens) == ("worker_lost", 0)
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize("presumes", [True, False])
+def test_without_started_a_request_counts_as_begun_only_where_it_is_presumed(
+    tmp_path: Path, presumes: bool
+):
+    async def story(plane: DataPlane) -> None:
+        def answer(connection: Connection, number: int) -> None:
+            connection.send(Kind.PRESUME, header=True)
+            connection.send(Kind.PRESUME, header=presumes, now=True)
+            connection.close()
+
+        worker = HostileWorker(tmp_path, answer)
+        plane.route(worker.handle)
+        inbound = plane.inbound(1.0, timeout_seconds=3.0, is_direct=True)
+        exchange = plane.gateway.predict(inbound)
+        for _ in range(200):
+            if worker.requests == 3:
+                break
+            await asyncio.sleep(0.01)
+        # the first time only: alone, it would have been told
+        assert exchange.crashes == presumes
+        assert [call.alone for call in worker.calls[:3]] == [False, presumes, presumes]
+        worker.close()
+        with pytest.raises(errors.WherryError):
+            await exchange.answer()
+
+    play(tmp_path, story)
+
+
+def test_a_hang_is_found_where_starts_are_presumed(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        told: list[str] = []
+        plane.gateway.tell_hung = lambda worker, why: told.append(why)
+
+        def answer(connection: Connection, number: int) -> None:
+            connection.send(Kind.PRESUME, header=True)
+            if worker.requests == 1:  # the first is quick, the second never ends
+                part = (number, Usage(0, 0, 1), 5, b"{}")
+                connection.send(Kind.RESULTS, 0, [1000], frames.encode([part]))
+
+        worker = HostileWorker(tmp_path, answer)
+        plane.route(worker.handle)
+        await plane.gateway.predict(plane.inbound(1.0, is_direct=True)).answer()
+        late = plane.inbound(2.0, is_direct=True, timeout_seconds=0.5)
+        with pytest.raises(errors.TimedOut):
+            await plane.gateway.predict(late).answer()
+        assert told == [], "it may be about to end"
+        await asyncio.sleep(2.2)
+        assert told
+        assert "beyond its deadline" in told[0]
+        worker.close()
 
     play(tmp_path, story)
 

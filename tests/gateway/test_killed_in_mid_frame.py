@@ -77,7 +77,8 @@ class Case:
                 0, codec="openai.chat", stream=True, body=msgspec.json.encode(body)
             )
         else:
-            inbound = self.plane.inbound(value)
+            # every other one travels with its like
+            inbound = self.plane.inbound(value, is_direct=self.count % 2 == 0)
         return value, self.plane.gateway.predict(inbound)
 
     def executions(self) -> Counter[float]:

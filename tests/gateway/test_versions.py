@@ -7,15 +7,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data_plane import DataPlane, data_plane, version_route, write_model
+from tests.data_plane import PRINCIPAL, DataPlane, data_plane, version_route, write_model
 
-from wherry import errors
-from wherry.gateway.route import DeploymentRoute, ShadowRoute, choose_version, sticky_of
+from wherry import errors, telemetry
+from wherry.client.schema import KeyLimits
+from wherry.doors.fast_lane import FastLane, Known, Passage
+from wherry.doors.inference import INFER
+from wherry.gateway.route import (
+    DeploymentRoute,
+    ShadowRoute,
+    Snapshot,
+    choose_version,
+    sticky_of,
+)
 from wherry.gateway.tally import VersionLoad, bucket_of, upper_seconds
 
 KEYS = [f"key-{number}" for number in range(2000)]
@@ -241,3 +251,30 @@ def test_a_pinned_request_and_a_stream_are_not_copied(tmp_path: Path):
         assert load.agreed + load.differed + load.dropped + load.shadow_failed == 0
 
     play(tmp_path / "data", story)
+
+
+def test_while_a_canary_is_judged_each_request_of_the_fast_lane_draws_its_version(
+    tmp_path: Path,
+) -> None:
+    async def story(plane: DataPlane) -> None:
+        plane.gateway.replace_routes(Snapshot(1, (deployment(50, 50, split="request"),)))
+        lane = FastLane(cast("Any", None), plane.gateway, cast("Any", None), telemetry.Counter())
+        passage = Passage(cast("Any", None), INFER, "model", "")
+        known = Known(passage, b"", {}, 10)
+        tracks = [lane.find_track(known, PRINCIPAL, f"req-{n}") for n in range(40)]
+        assert {track.version.number for track in tracks} == {1, 2}
+        plane.gateway.replace_routes(Snapshot(2, (deployment(100, 0),)))
+        kept = lane.find_track(known, PRINCIPAL, "req-1")
+        assert lane.find_track(known, PRINCIPAL, "req-2") is kept
+        plane.gateway.replace_routes(Snapshot(3, (deployment(0, 100),)))
+        assert lane.find_track(known, PRINCIPAL, "req-3").version.number == 2
+        changed = msgspec.structs.replace(PRINCIPAL, limits=KeyLimits(concurrency=1))
+        other = lane.find_track(known, changed, "req-4")
+        assert other.principal is changed
+        assert other.meter is not None
+
+    async def run() -> None:
+        async with data_plane(tmp_path) as plane:
+            await story(plane)
+
+    asyncio.run(run())

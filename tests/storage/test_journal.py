@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from wherry.errors import InvalidInput, Unavailable
 from wherry.storage.journal import Durability, JournalWriter, OutcomeRecord, read_segment
 from wherry.storage.segment import (
     MAGIC,
+    MAX_ANSWERS,
+    MAX_RECORD_BYTES,
     Damage,
     Segment,
+    Stamp,
     encode_frame,
     is_live,
     list_segments,
@@ -496,7 +500,7 @@ def test_any_bytes_after_the_first_line_are_read_without_an_error(
 
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.journal"
-    path.write_bytes(b"wherry journal 2\n" + b"whatever")
+    path.write_bytes(b"wherry journal 3\n" + b"whatever")
     with pytest.raises(InvalidInput):
         list(read_segment(path))
 
@@ -525,3 +529,72 @@ def test_a_spoiled_segment_is_not_written_again(tmp_path: Path) -> None:
 def test_removing_a_segment_that_is_gone_succeeds(tmp_path: Path) -> None:
     assert remove_segment(tmp_path / "gone.journal")
     assert not is_live(tmp_path / "gone.journal")
+
+
+# ------------------------------------------------------------------------------ stamps
+
+TEXTS = st.text(max_size=40)
+COUNTS = st.integers(0, 2**48)
+FLOATS = st.floats(0, 1e9)
+ALIKE = ("team_1", "key_1", "chat", "small", 1, "sha256:1", "openai", "text-generation")
+
+
+def make_answers(*numbers: int) -> list[Any]:
+    return [(f"req-{n:06d}", 1.5, n, 0, 1, 0.5, 1.5, 2.0, 1) for n in numbers]
+
+
+@given(
+    st.tuples(TEXTS, TEXTS, TEXTS, TEXTS, st.integers(0, 2**40), TEXTS, TEXTS, TEXTS),
+    st.lists(
+        st.tuples(TEXTS, FLOATS, COUNTS, COUNTS, COUNTS, FLOATS, FLOATS, FLOATS, st.integers(1, 9)),
+        min_size=1,
+        max_size=9,
+    ),
+)
+def test_answers_of_one_frame_are_the_records_that_they_stand_for(
+    alike: Any, answers: list[Any]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        segment = Segment(Path(name) / "gateway-0")
+        segment.append([Stamp(alike).frame(answers)])
+        segment.close()
+        found = [record for record, _ in read_segment(segment.path)]
+    assert found == [
+        OutcomeRecord(each[0], each[1], *alike, 200, "", *each[2:]) for each in answers
+    ]
+
+
+def test_who_stops_within_a_frame_of_answers_sees_them_again(tmp_path: Path) -> None:
+    segment = Segment(tmp_path / "gateway-0")
+    segment.append([encode_frame(make_record(1)), Stamp(ALIKE).frame(make_answers(2, 3, 4))])
+    segment.append([encode_frame(make_record(5))])
+    seen = [(record.request_id, offset) for record, offset in read_segment(segment.path)]
+    assert [each for each, _ in seen] == [f"req-{n:06d}" for n in (1, 2, 3, 4, 5)]
+    assert seen[0][1] == seen[1][1] == seen[2][1] < seen[3][1] < seen[4][1]
+    again = [record.request_id for record, _ in read_segment(segment.path, seen[1][1])]
+    assert again == [f"req-{n:06d}" for n in (2, 3, 4, 5)]
+    segment.close()
+
+
+def test_a_torn_frame_of_answers_is_none_of_them(tmp_path: Path) -> None:
+    segment = Segment(tmp_path / "gateway-0")
+    whole, torn = (Stamp(ALIKE).frame(make_answers(*ns)) for ns in ((1, 2), (3, 4)))
+    segment.append([whole, torn])
+    segment.close()
+    content = segment.path.read_bytes()
+    for size in range(len(content) - len(torn), len(content)):
+        segment.path.write_bytes(content[:size])
+        assert ids_in(segment.path) == ["req-000001", "req-000002"]
+
+
+def test_segments_of_version_1_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.journal"
+    path.write_bytes(b"wherry journal 1\n" + encode_frame(make_record(7)))
+    assert ids_in(path) == ["req-000007"]
+
+
+def test_a_frame_of_very_many_answers_is_refused_before_it_is_too_long() -> None:
+    answers = make_answers(*range(MAX_ANSWERS))
+    assert len(Stamp(ALIKE).frame(answers)) < MAX_RECORD_BYTES
+    with pytest.raises(InvalidInput):
+        Stamp(ALIKE).frame(answers * 10)

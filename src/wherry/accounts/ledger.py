@@ -33,7 +33,7 @@ RETENTION_SECONDS = 7 * 86_400.0
 """How long a journal segment stays when all of it is in the ledger …"""
 RETENTION_BYTES = 1 << 30
 """… unless those that stay together take more than this."""
-BATCH_RECORDS = 500
+BATCH_RECORDS = 2_000
 MAX_USAGE_ROWS = 100_000
 MAX_TEXT_CHARACTERS = 256
 
@@ -138,7 +138,8 @@ class Ledger:
     def totals_since(self, team_id: str, at: float) -> Totals:
         """Sums of a team's requests since a Unix time."""
         with self._database.read() as connection:
-            return Totals(**store.sum_since(connection, team_id, at))
+            day = _day_of(int(at // DAY_SECONDS))
+            return Totals(**store.sum_since(connection, team_id, at, day))
 
     def _ingest_segment(self, path: Path, start: int) -> int:
         added, damages = 0, list[Damage]()
@@ -167,26 +168,51 @@ class Ledger:
                     store.forget_offset(connection, path.parent.name, path.name)
 
 
-def to_row(record: OutcomeRecord) -> dict[str, Any]:
+def to_row(record: OutcomeRecord) -> tuple[Any, ...]:
     """The ledger's row of a record, with everything in the range that databases can keep.
 
     A record that no database takes would stop the ledger for all that follow it.
     """
-    row: dict[str, Any] = msgspec.structs.asdict(record)
+    row = msgspec.structs.astuple(record)
+    request_id, at, counts = row[0], row[1], row[_COUNTED]
+    is_sound = (
+        _is_sound(row[_ALIKE])
+        and len(request_id) <= MAX_TEXT_CHARACTERS
+        and "\0" not in request_id
+        and min(counts) >= 0
+        and max(counts) <= MAX_COUNT
+        and 0 <= record.attempts <= MAX_COUNT
+        and math.isfinite(record.queued_ms + record.run_ms + record.total_ms)
+        and 0 <= at < MAX_AT
+    )
+    if not is_sound:
+        row = msgspec.structs.astuple(_mend(record))
+    return (*row[:2], _day_of(int(row[1] // DAY_SECONDS)), *row[2:])
+
+
+@lru_cache(maxsize=4096)
+def _is_sound(alike: tuple[str | int, ...]) -> bool:
+    """Whether all databases can keep these fields, which are the same in very many records."""
+    return all(
+        len(each) <= MAX_TEXT_CHARACTERS and "\0" not in each
+        if isinstance(each, str)
+        else 0 <= each <= MAX_COUNT
+        for each in alike
+    )
+
+
+def _mend(record: OutcomeRecord) -> OutcomeRecord:
+    fields: dict[str, Any] = msgspec.structs.asdict(record)
     for name in _TEXTS:
-        text: str = row[name]
-        if len(text) > MAX_TEXT_CHARACTERS or "\0" in text:
-            row[name] = text.replace("\0", "�")[:MAX_TEXT_CHARACTERS]
+        fields[name] = fields[name].replace("\0", "�")[:MAX_TEXT_CHARACTERS]
     for name in _COUNTS:
-        if not 0 <= row[name] <= MAX_COUNT:
-            row[name] = min(max(row[name], 0), MAX_COUNT)
+        fields[name] = min(max(fields[name], 0), MAX_COUNT)
     for name in _NUMBERS:
-        if not math.isfinite(row[name]):
-            row[name] = 0.0
-    if not 0 <= row["at"] < MAX_AT:
-        row["at"] = 0.0
-    row["day"] = _day_of(int(row["at"] // DAY_SECONDS))
-    return row
+        if not math.isfinite(fields[name]):
+            fields[name] = 0.0
+    if not 0 <= fields["at"] < MAX_AT:
+        fields["at"] = 0.0
+    return OutcomeRecord(**fields)
 
 
 @lru_cache(maxsize=64)
@@ -200,6 +226,9 @@ def _fields_of(kind: str) -> tuple[str, ...]:
 
 
 _TEXTS, _COUNTS, _NUMBERS = _fields_of("str"), _fields_of("int"), _fields_of("float")
+_PLACES = {name: place for place, name in enumerate(OutcomeRecord.__struct_fields__)}
+_ALIKE = slice(_PLACES["team_id"], _PLACES["code"] + 1)
+_COUNTED = slice(_PLACES["input_tokens"], _PLACES["rows"] + 1)
 
 
 def _keep_evidence(path: Path) -> None:

@@ -21,17 +21,23 @@ MAX_METERS = 100_000
 MINUTE_SECONDS = 60.0
 CONCURRENCY_RETRY_SECONDS = 1.0
 NO_LIMITS = KeyLimits()
+_LINES = (
+    b"x-ratelimit-limit-%(name)b: %(limit)d\r\n"
+    b"x-ratelimit-remaining-%(name)b: %%d\r\n"
+    b"x-ratelimit-reset-%(name)b: %%b\r\n"
+)
 
 
 class Bucket:
     """A level that refills to its capacity within a minute. Debt makes it negative."""
 
-    __slots__ = ("capacity", "filled_at", "level", "rate")
+    __slots__ = ("capacity", "filled_at", "level", "limit", "rate")
 
-    def __init__(self, limit_per_minute: float, now: float) -> None:
-        self.rate = limit_per_minute / MINUTE_SECONDS
+    def __init__(self, limit: int, share: float, now: float) -> None:
+        self.limit = limit
+        self.rate = limit * share / MINUTE_SECONDS
         # A share below one would never admit anything.
-        self.capacity = max(1.0, limit_per_minute)
+        self.capacity = max(1.0, limit * share)
         self.level = self.capacity
         self.filled_at = now
 
@@ -47,9 +53,17 @@ class Bucket:
 
 
 class KeyMeter:
-    """What one key has used lately."""
+    """What one key has used lately, and may use."""
 
-    __slots__ = ("concurrency", "in_flight", "limits", "requests", "tokens")
+    __slots__ = (
+        "_buckets",
+        "concurrency",
+        "in_flight",
+        "is_forgotten",
+        "limits",
+        "requests",
+        "tokens",
+    )
 
     def __init__(self, limits: KeyLimits, share: float, now: float) -> None:
         self.limits = limits
@@ -57,35 +71,86 @@ class KeyMeter:
         self.tokens = _make_bucket(limits.tokens_per_minute, share, now)
         self.concurrency = math.ceil(limits.concurrency * share)
         self.in_flight = 0
+        self.is_forgotten = False
+        """Whether the key has another meter by now, or none."""
+        self._buckets = [
+            (bucket, _LINES % {b"name": name, b"limit": bucket.limit})
+            for name, bucket in ((b"requests", self.requests), (b"tokens", self.tokens))
+            if bucket is not None
+        ]
 
-    def refill(self, now: float) -> None:
-        """Bring both buckets up to date."""
-        if self.requests is not None:
-            self.requests.refill(now)
-        if self.tokens is not None:
-            self.tokens.refill(now)
+    def admit(self, tokens_bound: int, now: float) -> float:
+        """Let a request through, or say when to try again. Settle it with what is returned.
 
-    def is_idle(self) -> bool:
+        Args:
+            tokens_bound: most tokens the request can use; above the limit itself it needs a full
+                bucket, and what it uses beyond is owed.
+            now: seconds that never go back.
+
+        Returns:
+            The tokens that are held for it.
+
+        Raises:
+            QuotaExceeded: a limit is reached; nothing was taken.
+        """
+        requests, tokens = self.requests, self.tokens
+        reserved = 0.0
+        if self.concurrency and self.in_flight >= self.concurrency:
+            raise _exceeded(
+                f"{self.limits.concurrency} requests at once", CONCURRENCY_RETRY_SECONDS
+            )
+        if requests is not None:
+            requests.refill(now)
+            if requests.level < 1.0:
+                raise _exceeded(
+                    f"{self.limits.requests_per_minute} requests a minute",
+                    requests.seconds_until(1.0),
+                )
+        if tokens is not None and (tokens_bound or tokens.level < 0):
+            tokens.refill(now)
+            reserved = min(float(tokens_bound), tokens.capacity)
+            # A request of unknown size passes only without debt.
+            if tokens.level < reserved or tokens.level < 0:
+                raise _exceeded(
+                    f"{self.limits.tokens_per_minute} tokens a minute",
+                    tokens.seconds_until(reserved),
+                )
+            tokens.level -= reserved
+        if requests is not None:
+            requests.level -= 1.0
+        self.in_flight += 1
+        return reserved
+
+    def settle(self, tokens_bound: int, reserved: float, tokens_used: int, now: float) -> None:
+        """End a request, once: give back what it did not use.
+
+        More than the bound is never charged: a worker that counts wrong cannot ruin a key.
+        """
+        self.in_flight -= 1
+        tokens = self.tokens
+        if tokens is not None and (reserved or tokens_bound):
+            tokens.refill(now)
+            used = min(max(0, tokens_used), tokens_bound)
+            tokens.level = min(tokens.level + reserved - used, tokens.capacity)
+
+    def lines(self, now: float) -> bytes:
+        """What the key has left, as header lines in OpenAI's names; none for what has no limit."""
+        found = b""
+        for bucket, template in self._buckets:
+            level, capacity = bucket.level + (now - bucket.filled_at) * bucket.rate, bucket.capacity
+            if level >= capacity:
+                found += template % (capacity, b"0s")
+            else:
+                reset = format_duration((capacity - level) / bucket.rate).encode()
+                found += template % (level if level > 0.0 else 0, reset)
+        return found
+
+    def is_idle(self, now: float) -> bool:
         """Whether a new meter would be the same."""
-        return self.in_flight == 0 and all(
-            bucket is None or bucket.level >= bucket.capacity
-            for bucket in (self.requests, self.tokens)
-        )
-
-
-class Admission:
-    """A request's hold on its key's limits, until it is settled."""
-
-    __slots__ = ("bound", "is_settled", "meter", "reserved")
-
-    def __init__(self, meter: KeyMeter | None, bound: int, reserved: float) -> None:
-        self.meter = meter
-        self.bound = bound
-        self.reserved = reserved
-        self.is_settled = meter is None
-
-
-_UNLIMITED = Admission(None, 0, 0.0)
+        buckets = [bucket for bucket, _ in self._buckets]
+        for bucket in buckets:
+            bucket.refill(now)
+        return self.in_flight == 0 and all(each.level >= each.capacity for each in buckets)
 
 
 class KeyMeters:
@@ -110,104 +175,41 @@ class KeyMeters:
         self._max_meters = max_meters
         self._meters: dict[str, KeyMeter] = {}
 
-    def admit(self, principal: Principal, tokens_bound: int = 0) -> Admission:
-        """Let a request through, or say when to try again. Settle what it returns.
-
-        Args:
-            principal: whose limits count.
-            tokens_bound: most tokens the request can use; above the limit itself it needs a full
-                bucket, and what it uses beyond is owed.
-
-        Raises:
-            QuotaExceeded: a limit is reached; nothing was taken.
-        """
-        meter = self._find_meter(principal)
-        if meter is None:
-            return _UNLIMITED
-        meter.refill(self._clock())
-        requests, tokens = meter.requests, meter.tokens
-        reserved = min(float(tokens_bound), tokens.capacity) if tokens else 0.0
-        if meter.concurrency and meter.in_flight >= meter.concurrency:
-            raise _exceeded(
-                f"{meter.limits.concurrency} requests at once", CONCURRENCY_RETRY_SECONDS
-            )
-        if requests and requests.level < 1.0:
-            raise _exceeded(
-                f"{meter.limits.requests_per_minute} requests a minute", requests.seconds_until(1.0)
-            )
-        # A request of unknown size passes only without debt.
-        if tokens and (tokens.level < reserved or tokens.level < 0):
-            raise _exceeded(
-                f"{meter.limits.tokens_per_minute} tokens a minute", tokens.seconds_until(reserved)
-            )
-        meter.in_flight += 1
-        if requests:
-            requests.level -= 1.0
-        if tokens:
-            tokens.level -= reserved
-        return Admission(meter, tokens_bound, reserved)
-
-    def settle(self, admission: Admission, tokens_used: int = 0) -> None:
-        """End a request: give back what it did not use. A second call does nothing.
-
-        More than the bound is never charged: a worker that counts wrong cannot ruin a key.
-        """
-        if admission.is_settled or admission.meter is None:
-            return
-        admission.is_settled = True
-        meter = admission.meter
-        meter.in_flight -= 1
-        if meter.tokens is not None:
-            meter.tokens.refill(self._clock())
-            used = min(max(0, tokens_used), admission.bound)
-            level = meter.tokens.level + admission.reserved - used
-            meter.tokens.level = min(level, meter.tokens.capacity)
-
-    def headers(self, principal: Principal) -> dict[str, str]:
-        """`x-ratelimit-*` as OpenAI sends them; empty for a key without such limits."""
-        meter = self._find_meter(principal)
-        if meter is None:
-            return {}
-        meter.refill(self._clock())
-        found: dict[str, str] = {}
-        for what, limit, bucket in (
-            ("requests", meter.limits.requests_per_minute, meter.requests),
-            ("tokens", meter.limits.tokens_per_minute, meter.tokens),
-        ):
-            if bucket is not None:
-                found[f"x-ratelimit-limit-{what}"] = str(limit)
-                found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))
-                found[f"x-ratelimit-reset-{what}"] = format_duration(
-                    bucket.seconds_until(bucket.capacity)
-                )
-        return found
-
-    def _find_meter(self, principal: Principal) -> KeyMeter | None:
+    def find_meter(self, principal: Principal) -> KeyMeter | None:
+        """The meter of a key, made on first use; None for a key without limits."""
         limits = principal.limits
         if limits is NO_LIMITS or limits == NO_LIMITS:
             return None
         meter = self._meters.get(principal.key_id)
         if meter is None or (meter.limits is not limits and meter.limits != limits):
+            if meter is not None:
+                meter.is_forgotten = True
             meter = self._meters[principal.key_id] = KeyMeter(limits, self._share, self._clock())
             if len(self._meters) > self._max_meters:
                 self._forget_one()
         return meter
 
+    def headers(self, principal: Principal) -> dict[str, str]:
+        """`x-ratelimit-*` as OpenAI sends them; empty for a key without such limits."""
+        meter = self.find_meter(principal)
+        lines = meter.lines(self._clock()).decode() if meter is not None else ""
+        return dict(line.split(": ", 1) for line in lines.splitlines())
+
     def _forget_one(self) -> None:
         """Forget an idle meter, looking at a few of the oldest; if none is idle, the very oldest.
 
-        A meter in use works on without us: its admissions hold it.
+        A meter in use works on without us: its requests hold it.
         """
         now = self._clock()
         oldest = next(iter(self._meters))
         for _ in range(min(64, len(self._meters) - 1)):
             key_id = next(iter(self._meters))
             meter = self._meters.pop(key_id)
-            meter.refill(now)
-            if meter.is_idle():
+            if meter.is_idle(now):
+                meter.is_forgotten = True
                 return
             self._meters[key_id] = meter
-        self._meters.pop(oldest, None)
+        self._meters.pop(oldest).is_forgotten = True
 
 
 def format_duration(seconds: float) -> str:
@@ -222,7 +224,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _make_bucket(limit: int, share: float, now: float) -> Bucket | None:
-    return Bucket(limit * share, now) if limit else None
+    return Bucket(limit, share, now) if limit else None
 
 
 def _exceeded(limit: str, retry_after_seconds: float) -> QuotaExceeded:

@@ -26,8 +26,9 @@ from wherry.doors.invoke import answer_lines
 from wherry.doors.route import Direct, Doors, Field, Row, check_permission
 from wherry.gateway.admit import Inbound
 from wherry.gateway.authenticate import Authenticator, parse_bearer
-from wherry.gateway.exchange import Answer, Exchange
+from wherry.gateway.exchange import Exchange
 from wherry.gateway.predict import Gateway
+from wherry.gateway.track import Track
 from wherry.telemetry import Counter, get_logger, request_id
 
 log = get_logger("fast_lane")
@@ -63,16 +64,23 @@ class Passage(msgspec.Struct, frozen=True):
     version: str
 
 
-class Known(msgspec.Struct, frozen=True):
+class Known:
     """A head that a full parse has let into the lane."""
 
-    passage: Passage
-    secret: bytes
-    """Digest of the key, by which the authenticator is asked each time."""
-    headers: dict[str, str]
-    """Those that the codec needs."""
-    length: int
-    """Of the body."""
+    __slots__ = ("headers", "length", "passage", "secret", "track")
+
+    def __init__(
+        self, passage: Passage, secret: bytes, headers: dict[str, str], length: int
+    ) -> None:
+        self.passage = passage
+        self.secret = secret
+        """Digest of the key, by which the authenticator is asked each time."""
+        self.headers = headers
+        """Those that the codec needs."""
+        self.length = length
+        """Of the body."""
+        self.track: Track | None = None
+        """Where the last request with this head went; the next one may, while it is current."""
 
 
 class FastLane:
@@ -94,7 +102,7 @@ class FastLane:
         self.requests = requests
         self._passages: dict[bytes, Passage | None] = {}
         self._hosts: set[bytes] = set()
-        self._heads_known: dict[bytes, Known] = {}
+        self._known: dict[bytes, Known] = {}
         self._salt = secrets.token_bytes(32)
         self._date: list[Field] | None = None
         self._heads: dict[int, bytes] = {}
@@ -119,14 +127,38 @@ class FastLane:
 
     def recall(self, head: bytes) -> Known | None:
         """What a head means that was let in before; heads hold keys, so only digests are kept."""
-        return self._heads_known.get(sha256(self._salt + head).digest())
+        return self._known.get(sha256(self._salt + head).digest())
 
-    def remember(self, head: bytes, call: LaneCall, length: int) -> None:
+    def remember(self, head: bytes, known: Known) -> None:
         """A full parse let this head into the lane."""
-        if len(self._heads_known) >= MAX_HEADS:
-            self._heads_known.clear()
-        known = Known(call.passage, call.secret, call.headers, length)
-        self._heads_known[sha256(self._salt + head).digest()] = known
+        if len(self._known) >= MAX_HEADS:
+            self._known.clear()
+        self._known[sha256(self._salt + head).digest()] = known
+
+    def find_track(self, known: Known, caller: Principal, number: str) -> Track:
+        """Where a request goes.
+
+        Raises:
+            WherryError: it cannot be served.
+        """
+        track = known.track
+        if track is not None and self.gateway.is_current(track, caller):
+            return track
+        passage = known.passage
+        inbound = Inbound(
+            door=passage.direct.door,
+            request_id=number,
+            principal=caller,
+            deployment=passage.deployment,
+            version=passage.version,
+            codec=passage.direct.codec,
+            body=b"",
+            headers=known.headers,
+            is_direct=True,
+        )
+        track = self.gateway.find_track(inbound)
+        known.track = track if track.is_lasting else None
+        return track
 
     def knows_host(self, host: bytes | None) -> bool:
         """Whether a Host field is one that is served here."""
@@ -151,12 +183,13 @@ class FastLane:
             return None
         return self.authenticator.digest_of(secret or b"")
 
-    def find_caller(self, secret: bytes, row: Row) -> Principal | None:
+    def find_caller(self, known: Known) -> Principal | None:
         """Who calls, if that is known at once and may call this row."""
         try:
-            caller = self.authenticator.find_digest(secret)
-            if caller is not None:
-                check_permission(caller, row.permission)
+            caller = self.authenticator.find_digest(known.secret)
+            track = known.track
+            if caller is not None and (track is None or track.principal is not caller):
+                check_permission(caller, known.passage.row.permission)
         except errors.WherryError:
             return None
         return caller
@@ -176,43 +209,19 @@ class FastLane:
 class LaneCall:
     """One request in the lane; its protocol holds it as the cycle of uvicorn that it stands for."""
 
-    __slots__ = (
-        "caller",
-        "disconnected",
-        "exchange",
-        "headers",
-        "id",
-        "keep_alive",
-        "more_body",
-        "passage",
-        "pieces",
-        "protocol",
-        "response_complete",
-        "response_started",
-        "secret",
-    )
+    pieces: list[bytes]
+    id = ""
+    exchange: Exchange | None = None
+    keep_alive = True
+    more_body = True
+    disconnected = False
+    response_started = False
+    response_complete = False
 
-    def __init__(
-        self,
-        protocol: FastLaneProtocol,
-        passage: Passage,
-        caller: Principal,
-        secret: bytes,
-        headers: dict[str, str],
-    ) -> None:
+    def __init__(self, protocol: FastLaneProtocol, known: Known, caller: Principal) -> None:
         self.protocol = protocol
-        self.passage = passage
+        self.known = known
         self.caller = caller
-        self.secret = secret
-        self.headers = headers
-        self.pieces: list[bytes] = []
-        self.id = ""
-        self.exchange: Exchange | None = None
-        self.keep_alive = True
-        self.more_body = True
-        self.disconnected = False
-        self.response_started = False
-        self.response_complete = False
 
     # ------------------------------------------------------------------ as uvicorn sees it
 
@@ -231,39 +240,30 @@ class LaneCall:
     def submit(self, body: bytes) -> None:
         """The body is whole: let the gateway have it."""
         self.more_body = False
-        lane, passage = self.protocol.lane, self.passage
-        self.id = request_id()
+        lane = self.protocol.lane
+        number = self.id = request_id()
         lane.requests.value += 1
-        inbound = Inbound(
-            door=passage.direct.door,
-            request_id=self.id,
-            principal=self.caller,
-            deployment=passage.deployment,
-            version=passage.version,
-            codec=passage.direct.codec,
-            body=body,
-            headers=self.headers,
-        )
         try:
-            self.exchange = lane.gateway.predict(inbound, self._on_end)
+            track = lane.find_track(self.known, self.caller, number)
+            self.exchange = lane.gateway.follow(track, number, body, self._on_end)
         except errors.WherryError as refusal:
             self._refuse(refusal)
         except Exception:
             log.exception("unexpected error", request_id=self.id)
             self._refuse(lane.doors.explain_bug())
 
-    def _on_end(self, answer: Answer | None, error: errors.WherryError | None) -> None:
+    def _on_end(self, error: errors.WherryError | None) -> None:
         if self.disconnected or self.response_complete:
             return
-        if answer is None or self.exchange is None:
+        exchange = self.exchange
+        if error is not None or exchange is None:
             self._refuse(error or self.protocol.lane.doors.explain_bug())
             return
-        lines = answer_lines(self.protocol.lane.gateway, self.exchange, answer, self.id)
-        self._write(200, lines, answer.body, self.keep_alive)
+        self._write(200, answer_lines(exchange), exchange.body, self.keep_alive)
 
     def _refuse(self, error: errors.WherryError) -> None:
         response = self.protocol.lane.doors.render_error(
-            self.passage.row.render, error, self.id, self.caller
+            self.known.passage.row.render, error, self.id, self.caller
         )
         lines = b"".join(b"%b: %b\r\n" % each for each in response.fields)
         closes = (b"connection", b"close") in response.fields
@@ -278,6 +278,7 @@ class LaneCall:
             protocol.transport.write(b"".join((head, lines, end, body)))
         else:
             protocol.transport.writelines([b"".join((head, lines, end)), body])
+        self.exchange = None  # it knows us, too: a circle would wait for the garbage collector
         if not keeps:
             protocol.transport.close()
         protocol.end_call()
@@ -289,39 +290,50 @@ class FastLaneProtocol(GuardedProtocol):
     lane: FastLane
     cycle: Any
     """A `LaneCall`, or uvicorn's own."""
+    _head = b"\0"
+    """That of the last request that took the lane; no request begins like this one."""
+    _known: Known | None = None
+    """What it means."""
 
     def data_received(self, data: bytes) -> None:
         """Take a whole request whose head is known; parse everything else."""
         if self._is_receiving or self._is_closing or self._is_refused:
-            messages = -1
-        else:
-            if self._take_known(data):
-                return
-            messages = self._messages
+            super().data_received(data)
+            return
+        known = self._known if data.startswith(self._head) else self._recall(data)
+        if known is not None and self._take_known(known, data):
+            return
+        messages = self._messages
         super().data_received(data)
         # what was parsed is one whole request, and it took the lane: its like need no parser
-        if messages >= 0 and self._messages == messages + 1 and not self._is_receiving:
+        if self._messages == messages + 1 and not self._is_receiving:
             self._remember(data)
 
-    def _take_known(self, data: bytes) -> bool:
-        """The parser is between two requests: one that it need not see leaves it there."""
-        cycle = self.cycle
-        if cycle is None or not cycle.response_complete or self.flow.write_paused:
-            return False
+    def _recall(self, data: bytes) -> Known | None:
+        """Take the head for this connection's usual one, if it was let into the lane before."""
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
-        lane = self.lane
-        known = lane.recall(data[:end])
-        if known is None or len(data) != end + known.length:
+        known = self.lane.recall(data[:end])
+        if known is not None:
+            self._known, self._head = known, data[:end]
+        return known
+
+    def _take_known(self, known: Known, data: bytes) -> bool:
+        """The parser is between two requests: one that it need not see leaves it there."""
+        size = len(self._head)
+        if len(data) != size + known.length or self.flow.write_paused:
             return False
-        caller = lane.find_caller(known.secret, known.passage.row)
+        cycle = self.cycle
+        if cycle is None or not cycle.response_complete:
+            return False
+        caller = self.lane.find_caller(known)
         if caller is None:
             return False
         self._messages += 1
         self._received_bytes += len(data)
         self._unset_keepalive_if_required()
-        call = LaneCall(self, known.passage, caller, known.secret, known.headers)
+        call = LaneCall(self, known, caller)
         self.cycle = self.running = call
-        call.submit(data[end:])
+        call.submit(data[size:])
         return True
 
     def _remember(self, data: bytes) -> None:
@@ -330,7 +342,8 @@ class FastLaneProtocol(GuardedProtocol):
             return
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         if len(data) - end == self._body_bytes:
-            self.lane.remember(data[:end], cycle, self._body_bytes)
+            self._known, self._head = cycle.known, data[:end]
+            self.lane.remember(self._head, cycle.known)
 
     # What most requests do not need is left out of the parser's callbacks; `_take_slowly` makes up
     # for it.
@@ -374,15 +387,19 @@ class FastLaneProtocol(GuardedProtocol):
         if length is None or not length.isdigit() or int(length) > passage.row.body_limit:
             return None
         secret = lane.find_secret(fields)
-        caller = lane.find_caller(secret, passage.row) if secret is not None else None
-        if secret is None or caller is None:
+        if secret is None:
             return None
         headers = {
             name: fields[raw].decode("latin-1")
             for raw, name in passage.direct.forward_raw
             if raw in fields
         }
-        call = LaneCall(self, passage, caller, secret, headers)
+        known = Known(passage, secret, headers, int(length))
+        caller = lane.find_caller(known)
+        if caller is None:
+            return None
+        call = LaneCall(self, known, caller)
+        call.pieces = []
         call.keep_alive = parser.should_keep_alive()
         return call
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import time
 from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 
 from wherry import errors
 from wherry.doors.route import (
@@ -16,7 +18,7 @@ from wherry.doors.route import (
     header_value,
 )
 from wherry.gateway.admit import Inbound
-from wherry.gateway.exchange import Answer, Exchange
+from wherry.gateway.exchange import Exchange
 from wherry.gateway.predict import Gateway
 
 WATCH_AFTER_SECONDS = 0.05
@@ -35,10 +37,11 @@ ANSWER_LINES = (
     b"content-type: %b\r\n"
     b"x-request-id: %b\r\n"
     b"x-content-type-options: nosniff\r\n"
-    b"server-timing: queue;dur=%.2f, run;dur=%.2f\r\n"
+    b"server-timing: queue;dur=%d.%02d, run;dur=%d.%02d\r\n"
     b"openai-processing-ms: %d\r\n"
     b"x-wherry-units: input_tokens=%d, output_tokens=%d, rows=%d\r\n"
     b"content-length: %d\r\n"
+    b"%b%b"
 )
 
 ErrorEvent = Callable[[errors.WherryError], bytes]
@@ -58,6 +61,7 @@ async def invoke(
     stream: bool = False,
     tokens_bound: int = 0,
     error_event: ErrorEvent | None = None,
+    is_direct: bool = False,
 ) -> Response:
     """Send a request through the gateway and answer with what the worker encoded.
 
@@ -79,6 +83,7 @@ async def invoke(
         timeout_seconds=_timeout(headers.get("x-request-timeout-seconds")),
         sticky=_sticky(headers.get("x-wherry-sticky")),
         wait_seconds=_wait(headers.get("prefer")),
+        is_direct=is_direct,
     )
     exchange = gateway.predict(inbound)
     watch = _Watch(gateway, inquiry, exchange)
@@ -91,7 +96,7 @@ async def invoke(
         return Response(
             _events(exchange, watch, error_event),
             content_type="text/event-stream",
-            headers={**SSE_HEADERS, **answer_headers(gateway, exchange)},
+            headers=stream_headers(exchange),
         )
     try:
         answer = await exchange.answer()
@@ -100,8 +105,7 @@ async def invoke(
         raise
     finally:
         watch.stop()
-    fields = answer_fields(gateway, exchange, answer, inquiry.id)
-    return Response(answer.body, fields=fields)
+    return Response(answer.body, fields=answer_fields(exchange))
 
 
 async def invoke_direct(gateway: Gateway, inquiry: Inquiry, direct: Direct) -> Response:
@@ -115,50 +119,55 @@ async def invoke_direct(gateway: Gateway, inquiry: Inquiry, direct: Direct) -> R
         codec=direct.codec,
         body=await inquiry.body(),
         forward=direct.forward,
+        is_direct=True,
     )
 
 
-def answer_lines(gateway: Gateway, exchange: Exchange, answer: Answer, number: str) -> bytes:
+def answer_lines(exchange: Exchange) -> bytes:
     """All header fields of a unary answer, as lines."""
-    outcome = answer.outcome
-    kind = outcome.content_type
-    queued, ran = outcome.queued_us / 1000, outcome.run_us / 1000
-    usage = exchange.usage
+    outcome, usage, meter = exchange.outcome, exchange.usage, exchange.track.meter
+    assert outcome is not None
+    kind, queued_us, run_us = outcome.content_type, outcome.queued_us, outcome.run_us
     lines = ANSWER_LINES % (
         b"application/json" if kind == "application/json" else header_value(kind),
-        number.encode(),
-        queued,
-        ran,
-        math.ceil(queued + ran),
+        exchange.request_id.encode(),
+        queued_us // 1000,
+        queued_us % 1000 // 10,
+        run_us // 1000,
+        run_us % 1000 // 10,
+        (queued_us + run_us + 999) // 1000,
         usage.input_tokens,
         usage.output_tokens,
         usage.rows,
-        len(answer.body),
+        len(exchange.body),
+        meter.lines(time.monotonic()) if meter is not None else b"",
+        _version_line(exchange.version.key),
     )
-    more = answer_headers(gateway, exchange)
-    if outcome.headers:
-        more |= outcome.headers
-    for name, value in more.items():
+    for name, value in outcome.headers.items():
         lines += b"%b: %b\r\n" % (name.encode("latin-1"), header_value(value))
     return lines
 
 
-def answer_fields(gateway: Gateway, exchange: Exchange, answer: Answer, number: str) -> list[Field]:
+@lru_cache(maxsize=1024)
+def _version_line(key: str) -> bytes:
+    return b"x-wherry-version: %b\r\n" % header_value(key)
+
+
+def answer_fields(exchange: Exchange) -> list[Field]:
     """The same as pairs of name and value."""
-    lines = answer_lines(gateway, exchange, answer, number)
     fields: list[Field] = []
-    for line in lines.split(b"\r\n")[:-1]:
+    for line in answer_lines(exchange).split(b"\r\n")[:-1]:
         name, _, value = line.partition(b": ")
         fields.append((name, value))
     return fields
 
 
-def answer_headers(gateway: Gateway, exchange: Exchange) -> dict[str, str]:
-    """Which version answers, and what the key has left."""
-    headers = gateway.settler.limit_headers(exchange.principal)
-    if exchange.version is not None:
-        headers["x-wherry-version"] = exchange.version.key
-    return headers
+def stream_headers(exchange: Exchange) -> dict[str, str]:
+    """Those of an answer that comes in events: which version answers, and what the key has left."""
+    meter = exchange.track.meter
+    lines = meter.lines(time.monotonic()).decode() if meter is not None else ""
+    left = dict(line.split(": ", 1) for line in lines.splitlines())
+    return {**SSE_HEADERS, **left, "x-wherry-version": exchange.version.key}
 
 
 async def _events(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -34,6 +35,9 @@ class Inbound(msgspec.Struct, kw_only=True):
     Empty = the key."""
     wait_seconds: float | None = None
     """How long the client waits for a model that is not loaded (`Prefer: wait=…`)."""
+    is_direct: bool = False
+    """Its codec tells nothing of the single request, neither its id nor the time: those with the
+    same head differ in their bodies only."""
 
 
 def find_deployment(routes: Routes, principal: Principal, name: str) -> tuple[DeploymentRoute, str]:
@@ -57,6 +61,15 @@ def find_deployment(routes: Routes, principal: Principal, name: str) -> tuple[De
     return found, version
 
 
+class DeploymentLoad:
+    """Requests of one deployment that one gateway has in flight."""
+
+    __slots__ = ("running",)
+
+    def __init__(self) -> None:
+        self.running = 0
+
+
 class LoadGuard:
     """What one gateway holds at once: bytes of bodies, and requests per deployment.
 
@@ -69,9 +82,22 @@ class LoadGuard:
         self._max_bytes = max_bytes
         self._share = share
         self.held_bytes = 0
-        self._running: dict[str, int] = {}
+        self._loads: dict[str, DeploymentLoad] = {}
 
-    def enter(self, deployment: DeploymentRoute, size: int) -> None:
+    def load_of(self, name: str) -> DeploymentLoad:
+        """Of a deployment (`team/name`)."""
+        found = self._loads.get(name)
+        if found is None:
+            found = self._loads[name] = DeploymentLoad()
+        return found
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget all other deployments (`team/name`) that have nothing in flight."""
+        for name in [name for name in self._loads if name not in names]:
+            if not self._loads[name].running:
+                del self._loads[name]
+
+    def enter(self, load: DeploymentLoad, deployment: DeploymentRoute, size: int) -> None:
         """Count a request in, or raise `TooLarge` or `Overloaded`."""
         if deployment.body_bytes and size > deployment.body_bytes:
             raise errors.TooLarge(
@@ -83,31 +109,24 @@ class LoadGuard:
                 f"requests in flight hold {self.held_bytes >> 20} MiB already",
                 hint="repeat in a moment",
             )
-        name = deployment.full_name
-        running = self._running.get(name, 0)
         if deployment.concurrency:
             allowed = max(1, int(deployment.concurrency * self._share))
-            if running >= allowed:
+            if load.running >= allowed:
                 raise errors.Overloaded(
                     f"deployment {deployment.name!r} has its {allowed} requests in flight",
                     hint="repeat in a moment",
                 )
-        self._running[name] = running + 1
+        load.running += 1
         self.held_bytes += size
 
-    def leave(self, deployment: DeploymentRoute, size: int) -> None:
+    def leave(self, load: DeploymentLoad, size: int) -> None:
         """Count it out."""
+        load.running -= 1
         self.held_bytes -= size
-        name = deployment.full_name
-        left = self._running.get(name, 1) - 1
-        if left > 0:
-            self._running[name] = left
-        else:
-            self._running.pop(name, None)
 
     def running(self) -> dict[str, int]:
         """Requests in flight by `team/name`."""
-        return dict(self._running)
+        return {name: load.running for name, load in self._loads.items() if load.running}
 
 
 def timeout_of(inbound: Inbound, deployment: DeploymentRoute, default: Any) -> float:

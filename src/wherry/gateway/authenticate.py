@@ -106,7 +106,8 @@ class Authenticator:
             return None
         if self._monotonic() - self._heard_at > STALE_SECONDS:
             raise Unavailable("keys cannot be checked: the database has been down for too long")
-        self._check_expiry(principal)
+        if principal.expires_at is not None:
+            self._check_expiry(principal)
         return principal
 
     async def authenticate(self, headers: Headers, address: str) -> Principal:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
+import msgspec
+
 from wherry import errors
 from wherry.accounts.keys import Principal
-from wherry.frames import Call, Outcome, Usage
-from wherry.gateway.route import DeploymentRoute, VersionRoute
+from wherry.frames import Outcome, Usage
+from wherry.gateway.route import DeploymentRoute
+from wherry.gateway.track import Track
 
 MAX_UNREAD_BYTES = 4 << 20
 """A client that reads a stream more slowly than this is cut off."""
@@ -19,8 +21,8 @@ MAX_UNREAD_BYTES = 4 << 20
 
 NOTHING_USED = Usage()
 
-OnEnd = Callable[["Answer | None", "errors.WherryError | None"], None]
-"""Called once with the answer of a unary request, or with its error."""
+OnEnd = Callable[["errors.WherryError | None"], None]
+"""Called once when a unary request is answered (`outcome` and `body` have it), or with its error."""
 
 
 class Carrier(Protocol):
@@ -38,8 +40,8 @@ class WaitingRoom(Protocol):
         """Their worker is gone."""
         ...
 
-    def note_end(self, exchange: Exchange) -> None:
-        """It has ended."""
+    def note_end(self, exchange: Exchange, now: float) -> None:
+        """It has ended, and not together with others."""
         ...
 
 
@@ -55,146 +57,133 @@ class Answer:
 
 
 class Exchange:
-    """A request that was admitted. It ends exactly once, in `finish` or `fail`.
+    """A request that was admitted. It ends exactly once: in `finish`, `answered` or `fail`.
 
-    `settle` is called with it at its end and must call back when its record is kept; only then
-    does the waiter see the answer, so that a final success always has its record.
+    `settle` is called with it at its end (after `answered` whoever calls that settles it, together
+    with others) and must call back when its record is kept; only then does the waiter see the
+    answer, so that a final success always has its record.
 
     Who waits is a coroutine in `answer` (or `first` and `chunks`), or, without a task of its own,
     the function `on_end`.
+
+    Args:
+        number: of this gateway's requests.
+        request_id: as clients and the journal know it.
+        track: what it has in common with others.
+        body: as it came.
+        now: monotonic.
+        settle: see above.
+        on_end: see above.
     """
 
-    __slots__ = (
-        "_answer",
-        "_chunks",
-        "_closing_event",
-        "_error",
-        "_on_end",
-        "_settle",
-        "_unread_bytes",
-        "_waiter",
-        "admission",
-        "admitted_at",
-        "attempts",
-        "body",
-        "call",
-        "code",
-        "copy",
-        "crashes",
-        "deadline",
-        "deployment",
-        "door",
-        "has_begun",
-        "is_done",
-        "lane",
-        "link",
-        "number",
-        "outcome",
-        "pinned",
-        "principal",
-        "queue",
-        "size",
-        "started_at",
-        "sticky",
-        "usage",
-        "version",
-        "was_started",
-    )
+    # What most requests never change is in the class: a request costs what it sets.
+
+    copy: Any = None
+    """What shadow copies keep of it; None if it gets none."""
+    queue: WaitingRoom | None = None
+    lane: Any = None
+    """Its place in `queue`, while it waits there."""
+    link: Carrier | None = None
+    slot: set[Exchange] | None = None
+    """Where its deadline is watched."""
+    reserved = 0.0
+    """Tokens that its key's limit holds for it."""
+    sent_at = 0.0
+    """Monotonic; to the worker that has it."""
+    started_at = 0.0
+    was_started = False
+    attempts = 0
+    """Times it was sent."""
+    crashes = 0
+    """Times a worker died after it had begun it, and nobody had killed the worker."""
+    has_begun = False
+    is_done = False
+    code = ""
+    usage = NOTHING_USED
+    outcome: Outcome | None = None
+    _is_kept = False
+    _error: errors.WherryError | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _chunks: deque[bytes | memoryview] | None = None
+    _unread_bytes = 0
 
     def __init__(
         self,
-        *,
         number: int,
-        call: Call,
+        request_id: str,
+        track: Track,
         body: bytes | memoryview,
-        deadline: float,
-        principal: Principal,
-        door: str,
-        deployment: DeploymentRoute,
-        pinned: str = "",
-        sticky: str = "",
+        now: float,
         settle: Callable[[Exchange, Callable[[Exception | None], None]], None],
         on_end: OnEnd | None = None,
     ) -> None:
         self.number = number
-        self.call = call
+        self.request_id = request_id
+        self.track = track
+        self.call = track.call
+        self.version = track.version
         self.body = body
+        """That of the request; once it is answered, that of the answer."""
         self.size = len(body)
-        self.deadline = deadline
-        self.principal = principal
-        self.door = door
-        self.deployment = deployment
-        self.pinned = pinned
-        """The version the client asked for; no other may answer."""
-        self.sticky = sticky
-        """Chooses among several versions; see `wherry.gateway.route.sticky_of`."""
-        self.copy: Any = None
-        """What shadow copies keep of it; None if it gets none."""
-        self.version: VersionRoute | None = None
-        self.queue: WaitingRoom | None = None
-        self.lane: Any = None
-        """Its place in `queue`, while it waits there."""
-        self.link: Carrier | None = None
-        self.admission: Any = None
-        self.admitted_at = time.monotonic()
-        self.started_at = 0.0
-        self.was_started = False
-        self.attempts = 0
-        """Times it was sent."""
-        self.crashes = 0
-        """Times a worker died after it had begun it, and nobody had killed the worker."""
-        self.has_begun = False
-        self.is_done = False
-        self.code = ""
-        self.usage = NOTHING_USED
-        self.outcome: Outcome | None = None
+        self.admitted_at = now
+        self.deadline = now + track.seconds
         self._settle = settle
         self._on_end = on_end
-        self._closing_event: bytes | memoryview = b""
-        self._answer: Answer | None = None
-        self._error: errors.WherryError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._chunks: deque[bytes | memoryview] | None = None
-        self._unread_bytes = 0
+
+    @property
+    def principal(self) -> Principal:
+        """Who calls."""
+        return self.track.principal
+
+    @property
+    def deployment(self) -> DeploymentRoute:
+        """What was called, as it was when the request came."""
+        return self.track.deployment
+
+    def change_call(self, **changes: Any) -> None:
+        """Say something else to the worker than those that share its track."""
+        self.call = msgspec.structs.replace(self.call, **changes)
 
     # ------------------------------------------------------------------ how it ends
 
     def finish(self, outcome: Outcome, body: bytes | memoryview) -> None:
         """The worker answered (for a stream: `body` is its closing event)."""
-        if self.is_done:
-            return
-        self._end("ok")
+        if not self.is_done:
+            self.answered(outcome, body)
+            self._settle(self, self.on_kept)
+
+    def answered(self, outcome: Outcome, body: bytes | memoryview) -> None:
+        """As `finish`, but whoever calls settles it, together with others."""
+        self.is_done = True
+        self.code = "ok"
         self.outcome = outcome
         self.usage = outcome.usage
-        self._closing_event = body
-        self._settle(self, self._on_kept)
+        self.body = body
 
-    def _on_kept(self, failure: Exception | None) -> None:
+    def on_kept(self, failure: Exception | None) -> None:
         """The record of an answer is safe, or cannot be made."""
-        body, outcome = self._closing_event, self.outcome
-        assert outcome is not None
         if failure is not None:
-            self._reject(_not_recorded())
-            return
-        if self.call.stream and len(body):
-            self._queue_chunk(body)
-        self._answer = Answer(self, outcome, body)
+            self._error = _not_recorded()
+        else:
+            self._is_kept = True
+            if self._on_end is not None:
+                self._on_end(None)
+                return
+            if self.call.stream and len(self.body):
+                self._queue_chunk(self.body)
         self._tell()
 
     def fail(self, error: errors.WherryError, usage: Usage | None = None) -> None:
         """It ends with an error."""
         if self.is_done:
             return
-        self._end(error.code)
+        self.is_done = True
+        self.code = error.code
+        # it may stay in a queue's heap or among a worker's requests for a while
+        self.body = b""
         if usage is not None:
             self.usage = usage
         self._settle(self, lambda _: self._reject(error))
-
-    def _end(self, code: str) -> None:
-        self.is_done = True
-        self.code = code
-        # it may stay in a queue's heap or among a worker's requests for a while
-        self.body = b""
 
     def add_chunk(self, chunk: memoryview) -> bool:
         """More of a stream; False if the client reads too slowly."""
@@ -215,7 +204,7 @@ class Exchange:
 
     def _tell(self) -> None:
         if self._on_end is not None:
-            self._on_end(self._answer, self._error)
+            self._on_end(self._error)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -223,15 +212,16 @@ class Exchange:
 
     async def answer(self) -> Answer:
         """The answer of a unary request, or its error raised."""
-        while self._answer is None:
+        while not self._is_kept:
             if self._error is not None:
                 raise self._error
             await self._change()
-        return self._answer
+        assert self.outcome is not None
+        return Answer(self, self.outcome, self.body)
 
     async def first(self) -> None:
         """Wait until a stream has something to read; an error before that is raised."""
-        while not self._chunks and self._answer is None:
+        while not self._chunks and not self._is_kept:
             if self._error is not None:
                 raise self._error
             await self._change()
@@ -247,7 +237,7 @@ class Exchange:
                     self._chunks.clear()
                 self._unread_bytes = 0
                 yield chunk
-            elif self._answer is not None:
+            elif self._is_kept:
                 return
             elif self._error is not None:
                 raise self._error

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from wherry import errors, frames
-from wherry.frames import Connection, Failure, Frame, Kind, Outcome
+from wherry.frames import Call, Connection, Failure, Frame, Kind, Outcome
 from wherry.gateway.exchange import MAX_UNREAD_BYTES, Exchange
 from wherry.gateway.route import WorkerRoute
 from wherry.telemetry import get_logger
@@ -21,6 +21,8 @@ log = get_logger("gateway.link")
 
 MAX_ANSWER_BYTES = 512 << 20
 """A worker is not trusted: it may not make us allocate more."""
+GATHERED_BYTES = 8 << 10
+"""Larger requests travel in frames of their own."""
 OVERDUE_SECONDS = 0.8
 """After its deadline a request's final frame is on its way, or the model does not end."""
 SILENT_SECONDS = 5.0
@@ -31,6 +33,9 @@ decode_ready = msgspec.msgpack.Decoder(frames.Ready).decode
 decode_started = msgspec.msgpack.Decoder(list[int]).decode
 decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 decode_failure = msgspec.msgpack.Decoder(Failure).decode
+decode_batch = msgspec.msgpack.Decoder(frames.Batch).decode
+decode_parts = msgspec.msgpack.Decoder(list[frames.Part]).decode
+decode_presume = msgspec.msgpack.Decoder(bool).decode
 decode_pong = msgspec.msgpack.Decoder(frames.Pong).decode
 
 
@@ -40,7 +45,8 @@ class WorkerLink:
     Args:
         route: where and who it is.
         gateway: our name, for the worker's log.
-        on_room: called when it can take (more) requests.
+        on_answers: told of answers of one batch on one track, and how many microseconds it ran.
+        on_news: called when requests have ended there, or it can take the first ones.
         on_lost: called once when the connection has ended, with what was in flight.
     """
 
@@ -48,7 +54,8 @@ class WorkerLink:
         self,
         route: WorkerRoute,
         gateway: str,
-        on_room: Callable[[], None],
+        on_answers: Callable[[list[Exchange], int], None],
+        on_news: Callable[[], None],
         on_lost: Callable[[WorkerLink, list[Exchange]], None],
     ) -> None:
         self.route = route
@@ -57,13 +64,23 @@ class WorkerLink:
         self.last_pong = time.monotonic()
         self.busy_ms = 0
         self._gateway = gateway
-        self._on_room = on_room
+        self._on_answers = on_answers
+        self._on_news = on_news
         self._on_lost = on_lost
         self._credits = 0
         self._credit_bytes = 0
-        self._outstanding: dict[int, Exchange] = {}
+        self.outstanding: dict[int, Exchange] = {}
+        """Requests in flight, by number."""
         self._outstanding_bytes = 0
-        self._is_room_planned = False
+        self._has_news = False
+        self._gathered: list[tuple[int, int, bytes | memoryview]] = []
+        """Small requests that share a call and leave together, at the end of this loop tick."""
+        self._gathered_call: Call | None = None
+        self._is_gathering = False
+        self._are_alone = False
+        """Whether requests come one by one lately: gathering them would only delay them."""
+        self._presumes = False
+        """Whether what was sent counts as begun (see `wherry.frames`)."""
         self._nonce = secrets.token_bytes(16)
         self._connection: Connection | None = None
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
@@ -82,7 +99,7 @@ class WorkerLink:
         except asyncio.CancelledError:
             connected.close()
             raise
-        self._connection = Connection(connected, self._on_frame, self._on_close)
+        self._connection = Connection(connected, self._on_frame, self._on_close, self._end_read)
         self._connection.max_frame_bytes = MAX_ANSWER_BYTES
         hello = frames.Hello(frames.VERSION, self._gateway, self._nonce)
         self._connection.send(Kind.HELLO, header=hello)
@@ -92,30 +109,61 @@ class WorkerLink:
     @property
     def load(self) -> int:
         """Requests in flight."""
-        return len(self._outstanding)
+        return len(self.outstanding)
 
     def has_room(self, size: int) -> bool:
         """Whether a request of so many bytes may be sent now."""
-        if not self.is_ready or self.is_retired or len(self._outstanding) >= self._credits:
+        if not self.is_ready or self.is_retired or len(self.outstanding) >= self._credits:
             return False
         # one large body may always pass alone
-        return not self._outstanding or self._outstanding_bytes + size <= self._credit_bytes
+        return not self.outstanding or self._outstanding_bytes + size <= self._credit_bytes
 
-    def send(self, exchange: Exchange) -> None:
+    def send(self, exchange: Exchange, now: float) -> None:
         """Send a request; its final frame returns the credit, even if nobody waits any more."""
         assert self._connection is not None
         exchange.link = self
         exchange.attempts += 1
         exchange.was_started = False
-        remaining = exchange.deadline - time.monotonic()
-        exchange.call.deadline_ms = max(1, int(remaining * 1000))
-        self._outstanding[exchange.number] = exchange
+        exchange.sent_at = now
+        left_ms = int((exchange.deadline - now) * 1000)
+        if left_ms < 1:
+            left_ms = 1
+        self.outstanding[exchange.number] = exchange
         self._outstanding_bytes += exchange.size
-        self._connection.send(Kind.REQUEST, exchange.number, exchange.call, exchange.body)
+        call, track = exchange.call, exchange.track
+        if track.is_lasting and call is track.call and exchange.size <= GATHERED_BYTES:
+            if call is not self._gathered_call:
+                self._send_gathered()
+                self._gathered_call = call
+            self._gathered.append((exchange.number, left_ms, exchange.body))
+            if self._are_alone and len(self.outstanding) == 1:
+                self._end_gathering()
+            elif not self._is_gathering:
+                self._is_gathering = True
+                asyncio.get_running_loop().call_soon(self._end_gathering)
+        else:
+            self._send_gathered()
+            call.deadline_ms = left_ms
+            self._connection.send(Kind.REQUEST, exchange.number, call, exchange.body)
+
+    def _end_gathering(self) -> None:
+        self._is_gathering = False
+        self._are_alone = len(self.outstanding) == 1
+        self._send_gathered()
+        if self._connection is not None:
+            self._connection.flush()
+
+    def _send_gathered(self) -> None:
+        if self._gathered and self._connection is not None:
+            call, pieces = self._gathered_call, frames.encode(self._gathered)
+            self._gathered.clear()
+            self._connection.send(Kind.REQUESTS, 0, call, pieces)
+        self._gathered_call = None
 
     def cancel(self, exchange: Exchange) -> None:
         """Tell the worker that nobody waits for it."""
-        if self._connection is not None and exchange.number in self._outstanding:
+        if self._connection is not None and exchange.number in self.outstanding:
+            self._send_gathered()  # it may be among these
             self._connection.send(Kind.CANCEL, exchange.number, now=True)
 
     def find_hang(self, now: float, patience_seconds: float) -> str:
@@ -126,13 +174,15 @@ class WorkerLink:
             patience_seconds: how long a request may run at least.
         """
         silent = now - self.last_pong
-        if self._outstanding and silent > max(SILENT_SECONDS, patience_seconds):
+        if self.outstanding and silent > max(SILENT_SECONDS, patience_seconds):
             return f"it said nothing for {silent:.0f} s while it had requests"
-        for exchange in self._outstanding.values():
+        for exchange in self.outstanding.values():
             late = now - exchange.deadline
-            if late < OVERDUE_SECONDS or not exchange.was_started:
+            is_begun = exchange.was_started or (self._presumes and not exchange.call.alone)
+            if late < OVERDUE_SECONDS or not is_begun:
                 continue
-            if now - exchange.started_at > patience_seconds:
+            begun_at = exchange.started_at if exchange.was_started else exchange.sent_at
+            if now - begun_at > patience_seconds:
                 return f"a request ran {late:.1f} s beyond its deadline"
         return ""
 
@@ -147,6 +197,7 @@ class WorkerLink:
 
     def retire(self) -> None:
         """Send nothing more; close when what is in flight has ended."""
+        self._send_gathered()
         self.is_retired = True
         if self._connection is None:
             self._connecting.cancel()
@@ -173,12 +224,14 @@ class WorkerLink:
     def _handle(self, frame: Frame) -> None:
         kind = frame.kind
         if kind == Kind.CHUNK:
-            exchange = self._outstanding.get(frame.request_id)
+            exchange = self.outstanding.get(frame.request_id)
             if exchange is not None and not exchange.is_done:
                 self._begin(exchange)
                 if not exchange.add_chunk(frame.payload):
                     self.cancel(exchange)
                     exchange.fail(_too_slow())
+        elif kind == Kind.RESULTS:
+            self._on_results(frame)
         elif kind == Kind.RESULT or kind == Kind.END:
             outcome = decode_outcome(frame.header)  # first: if it is garbled, it has no end yet
             exchange = self._take(frame.request_id)
@@ -187,9 +240,11 @@ class WorkerLink:
                 exchange.finish(outcome, frame.payload)
         elif kind == Kind.STARTED:
             for number in decode_started(frame.header):
-                exchange = self._outstanding.get(number)
+                exchange = self.outstanding.get(number)
                 if exchange is not None:
                     self._begin(exchange)
+        elif kind == Kind.PRESUME:
+            self._presumes = decode_presume(frame.header)
         elif kind == Kind.FAILURE:
             self._on_failure(frame)
         elif kind == Kind.PONG:
@@ -197,6 +252,30 @@ class WorkerLink:
             self.busy_ms = decode_pong(frame.header).busy_ms
         elif not self.is_ready:
             self._on_hello(frame)
+
+    def _on_results(self, frame: Frame) -> None:
+        run_us = decode_batch(frame.header).run_us
+        parts = decode_parts(frame.payload)  # whole, before anything ends: see above
+        started_at = time.monotonic() - run_us / 1e6
+        together: list[Exchange] = []
+        for number, usage, queued_us, body in parts:
+            exchange = self._take(number)
+            if exchange is None or exchange.is_done:
+                continue
+            if not exchange.was_started:
+                exchange.was_started = True
+                exchange.started_at = max(started_at, exchange.admitted_at)
+            outcome = Outcome(usage, queued_us=queued_us, run_us=run_us)
+            if exchange.call is not exchange.track.call:  # it is not like the others any more
+                exchange.finish(outcome, body)
+                continue
+            if together and exchange.track is not together[0].track:
+                self._on_answers(together, run_us)
+                together = []
+            exchange.answered(outcome, body)
+            together.append(exchange)
+        if together:
+            self._on_answers(together, run_us)
 
     def _on_hello(self, frame: Frame) -> None:
         assert self._connection is not None
@@ -213,8 +292,7 @@ class WorkerLink:
         elif frame.kind == Kind.READY:
             ready = decode_ready(frame.header)
             self._credits, self._credit_bytes = ready.credits, ready.credit_bytes
-            self.is_ready = True
-            self._on_room()
+            self.is_ready = self._has_news = True
 
     def _on_failure(self, frame: Frame) -> None:
         failure = decode_failure(frame.header)
@@ -244,31 +322,36 @@ class WorkerLink:
 
     def _take(self, number: int) -> Exchange | None:
         """Return the credit of a request; it may have been answered (late) otherwise."""
-        exchange = self._outstanding.pop(number, None)
+        exchange = self.outstanding.pop(number, None)
         if exchange is not None:
             self._outstanding_bytes -= exchange.size
-            if not self._is_room_planned:
-                self._is_room_planned = True
-                asyncio.get_running_loop().call_soon(self._tell_room)
+            self._has_news = True
             if self.is_retired:
                 self._close_if_retired()
         return exchange
 
-    def _tell_room(self) -> None:
-        self._is_room_planned = False
-        self._on_room()
+    def _end_read(self) -> None:
+        """All that the worker had said is heard: records leave, and what waits has its turn."""
+        if self._has_news:
+            self._has_news = False
+            self._on_news()
 
     def _close_if_retired(self) -> None:
-        if not self._outstanding and self._connection is not None:
+        if not self.outstanding and self._connection is not None:
             asyncio.get_running_loop().call_soon(self._connection.close)
 
     def _on_close(self) -> None:
-        lost = list(self._outstanding.values())
-        if self._connection is not None and not self._connection.reached_end:
-            # we broke off: that no STARTED was read says nothing of what the worker has begun
+        lost = list(self.outstanding.values())
+        is_cut = self._connection is not None and not self._connection.reached_end
+        if is_cut or self._presumes:
+            # we broke off, or it spared itself STARTED: that none was read says nothing
+            unsent = {number for number, _, _ in self._gathered}
             for exchange in lost:
-                self._begin(exchange)
-        self._outstanding.clear()
+                # of one that runs alone the worker tells always
+                if exchange.number not in unsent and (is_cut or not exchange.call.alone):
+                    self._begin(exchange)
+        self._gathered.clear()
+        self.outstanding.clear()
         self._outstanding_bytes = 0
         self.is_ready = False
         self._on_lost(self, lost)

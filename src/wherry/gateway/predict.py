@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from wherry import errors
-from wherry.frames import Call
+from wherry.accounts.keys import Principal
 from wherry.gateway.admit import Inbound, LoadGuard, find_deployment, timeout_of
 from wherry.gateway.exchange import Exchange, OnEnd
 from wherry.gateway.link import WorkerLink
@@ -31,7 +32,12 @@ from wherry.gateway.route import (
 from wherry.gateway.settle import Settler
 from wherry.gateway.shadow import Shadows
 from wherry.gateway.tally import VersionLoad
+from wherry.gateway.track import Track
 from wherry.settings import Settings
+from wherry.storage.segment import MAX_ANSWERS
+from wherry.telemetry import get_logger
+
+log = get_logger("gateway")
 
 QueueKey = tuple[str, str, int, str]
 TICK_SECONDS = 0.05
@@ -91,6 +97,15 @@ class Gateway:
         Raises:
             WherryError: it was refused at once; nothing was executed or recorded.
         """
+        track = self.find_track(inbound)
+        return self.follow(track, inbound.request_id, inbound.body, on_end)
+
+    def find_track(self, inbound: Inbound) -> Track:
+        """Where a request goes; the next one may `follow` the same track while it `is_current`.
+
+        Raises:
+            WherryError: it cannot be served.
+        """
         deployment, version = find_deployment(self.routes, inbound.principal, inbound.deployment)
         if not deployment.is_servable:
             raise not_ready(deployment)
@@ -98,16 +113,53 @@ class Gateway:
         sticky = sticky_of(deployment, inbound.sticky, who.team_id, who.key_id, inbound.request_id)
         route = choose_version(deployment, pinned, sticky)
         self._refuse_if_impatient(inbound, deployment, route)
-        exchange = self._admit(inbound, deployment, route, pinned, sticky, on_end)
-        if deployment.shadows:
+        track = Track(inbound, deployment, pinned, route)
+        track.snapshot = self.routes.snapshot
+        track.seconds = timeout_of(inbound, deployment, self.settings)
+        track.call.max_body_bytes = self.settings.max_body_bytes
+        track.load = self.guard.load_of(deployment.full_name)
+        track.queue = self._queue(deployment, route)
+        self.settler.bind(track)
+        return track
+
+    def is_current(self, track: Track, principal: Principal) -> bool:
+        """Whether a track that was found earlier still holds, for this caller."""
+        meter = track.meter
+        return (
+            track.snapshot is self.routes.snapshot
+            and track.principal is principal
+            and (meter is None or not meter.is_forgotten)
+        )
+
+    def follow(
+        self, track: Track, request_id: str, body: bytes, on_end: OnEnd | None = None
+    ) -> Exchange:
+        """As `predict`, for one whose track is known."""
+        now = time.monotonic()
+        reserved = self.settler.reserve(track, now)
+        try:
+            self.guard.enter(track.load, track.deployment, len(body))
+        except errors.WherryError:
+            self.settler.release(track, reserved, now)
+            raise
+        number = next(self._numbers)
+        exchange = Exchange(number, request_id, track, body, now, self._settle, on_end)
+        exchange.reserved = reserved
+        tick = int(exchange.deadline / TICK_SECONDS) + 1
+        slot = self._wheel.get(tick)
+        if slot is None:
+            slot = self._wheel[tick] = set()
+        slot.add(exchange)  # so that it ends by its deadline
+        exchange.slot = slot
+        if track.deployment.shadows:
             self._shadows.choose(exchange)
         try:
-            self._queue(deployment, route).put(exchange)
+            track.queue.put(exchange, now)
         except errors.WherryError as refusal:
             exchange.fail(refusal)
             return exchange
-        if not route.workers:
-            self._wake(deployment)
+        if not track.version.workers:
+            self._wake(track.deployment)
         return exchange
 
     def cancel(self, exchange: Exchange) -> None:
@@ -117,50 +169,6 @@ class Gateway:
         if exchange.link is not None:
             exchange.link.cancel(exchange)
         exchange.fail(errors.Cancelled("the client went away"))
-
-    def _admit(
-        self,
-        inbound: Inbound,
-        deployment: DeploymentRoute,
-        route: VersionRoute,
-        pinned: str,
-        sticky: str,
-        on_end: OnEnd | None,
-    ) -> Exchange:
-        admission = self.settler.reserve(inbound.principal, inbound.tokens_bound)
-        try:
-            self.guard.enter(deployment, len(inbound.body))
-        except errors.WherryError:
-            self.settler.release(admission)
-            raise
-        exchange = Exchange(
-            number=next(self._numbers),
-            call=Call(
-                codec=inbound.codec,
-                request_id=inbound.request_id,
-                deployment=inbound.deployment,
-                version=str(route.number),
-                created=int(time.time()),
-                headers=inbound.headers,
-                stream=inbound.stream,
-                tenant=inbound.principal.team_id + "/" + inbound.principal.key_id,
-                max_body_bytes=self.settings.max_body_bytes,
-                max_tokens=deployment.tokens,
-            ),
-            body=inbound.body,
-            deadline=time.monotonic() + timeout_of(inbound, deployment, self.settings),
-            principal=inbound.principal,
-            door=inbound.door,
-            deployment=deployment,
-            pinned=pinned,
-            sticky=sticky,
-            settle=self._settle,
-            on_end=on_end,
-        )
-        exchange.version = route
-        exchange.admission = admission
-        self._wheel.setdefault(int(exchange.deadline / TICK_SECONDS) + 1, set()).add(exchange)
-        return exchange
 
     def _refuse_if_impatient(
         self, inbound: Inbound, deployment: DeploymentRoute, route: VersionRoute
@@ -172,15 +180,26 @@ class Gateway:
             raise not_ready(deployment)
 
     def _settle(self, exchange: Exchange, kept: Callable[[Exception | None], None]) -> None:
-        self.guard.leave(exchange.deployment, exchange.size)
-        slot = self._wheel.get(int(exchange.deadline / TICK_SECONDS) + 1)
-        if slot is not None:
-            slot.discard(exchange)
+        self.guard.leave(exchange.track.load, exchange.size)
+        if exchange.slot is not None:
+            exchange.slot.discard(exchange)
+        now = time.monotonic()
         if exchange.queue is not None:
-            exchange.queue.note_end(exchange)
+            exchange.queue.note_end(exchange, now)
         if exchange.copy is not None:
             kept = self._shadows.follow(exchange, kept)
-        self.settler.settle(exchange, kept)
+        self.settler.settle(exchange, kept, now)
+
+    def _settle_answers(self, exchanges: list[Exchange], now: float) -> None:
+        """As `_settle`, for answers of one batch on one track."""
+        track, guard = exchanges[0].track, self.guard
+        for exchange in exchanges:
+            guard.leave(track.load, exchange.size)
+            if exchange.slot is not None:
+                exchange.slot.discard(exchange)
+        for start in range(0, len(exchanges), MAX_ANSWERS):
+            some = exchanges[start : start + MAX_ANSWERS]
+            self.settler.settle_answers(track, track.version, some, partial(tell_all, some), now)
 
     # ------------------------------------------------------------------ routes and queues
 
@@ -197,6 +216,7 @@ class Gateway:
         for key in [key for key in self._queues if key not in wanted]:
             self._queues.pop(key).close()
         self._wake_what_is_waited_for()
+        self.guard.keep({each.full_name for each in snapshot.deployments})
         self.settler.keep(
             {
                 each.full_name: {version.digest for version in each.versions}
@@ -209,7 +229,14 @@ class Gateway:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = VersionQueue(
-                deployment, route, self.name, self._move, self.quarantine, self.deaths
+                deployment,
+                route,
+                self.name,
+                self._move,
+                self._settle_answers,
+                self.settler.flush,
+                self.quarantine,
+                self.deaths,
             )
         return queue
 
@@ -226,9 +253,11 @@ class Gateway:
             try:
                 if now is None or not now.is_servable:
                     raise not_ready(now or old)
-                route = choose_version(now, exchange.pinned, exchange.sticky)
-                exchange.version, exchange.call.version = route, str(route.number)
-                self._queue(now, route).put(exchange)
+                track = exchange.track
+                route = choose_version(now, track.pinned, track.sticky(exchange.request_id))
+                exchange.version = route
+                exchange.change_call(version=str(route.number))
+                self._queue(now, route).put(exchange, time.monotonic())
             except errors.WherryError as refusal:
                 exchange.fail(refusal)
 
@@ -275,7 +304,7 @@ class Gateway:
     def _expire(self) -> None:
         tick = int(time.monotonic() / TICK_SECONDS)
         for passed in range(self._last_tick, tick + 1):
-            for exchange in self._wheel.pop(passed, ()):
+            for exchange in list(self._wheel.pop(passed, ())):
                 if exchange.is_done:
                     continue
                 if exchange.link is not None:
@@ -337,6 +366,15 @@ class Gateway:
             queue.is_closed = True
             for link in list(queue.links.values()):
                 link.close()
+
+
+def tell_all(exchanges: Sequence[Exchange], failure: Exception | None) -> None:
+    """Their records are safe, or cannot be made."""
+    for exchange in exchanges:
+        try:
+            exchange.on_kept(failure)
+        except Exception:  # one reply that fails must not hold back the others
+            log.exception("a reply failed", request_id=exchange.request_id)
 
 
 def _queue_key(deployment: DeploymentRoute, route: VersionRoute | ShadowRoute) -> QueueKey:

@@ -25,8 +25,8 @@ MAX_VERDICTS = 256
 
 def digest_of(exchange: Exchange) -> bytes:
     """What identifies an input to a version; its body must still be there."""
-    version = exchange.version.digest if exchange.version is not None else ""
-    fingerprint = hashlib.blake2b(f"{version} {exchange.call.codec} ".encode(), digest_size=16)
+    about = f"{exchange.version.digest} {exchange.call.codec} "
+    fingerprint = hashlib.blake2b(about.encode(), digest_size=16)
     fingerprint.update(exchange.body)
     return fingerprint.digest()
 

@@ -23,6 +23,7 @@ RECONNECT_SECONDS = 0.2
 SMOOTHING = 0.1
 USUAL_RUN_FACTOR = 8.0
 MIN_HANG_SECONDS = 2.0
+MAX_PACE_SECONDS = 60.0
 FORGETTING = 0.999
 """How slowly the longest run is forgotten, per answer."""
 
@@ -35,6 +36,8 @@ class VersionQueue:
         version: the version that answers them.
         gateway: our name.
         move: takes requests that this queue cannot serve any more.
+        settle: accounts for answers of one batch on one track.
+        flush: writes what is to be recorded.
         quarantine: inputs that are refused.
         deaths: tells how workers ended.
     """
@@ -45,6 +48,8 @@ class VersionQueue:
         version: VersionRoute,
         gateway: str,
         move: Callable[[list[Exchange]], None],
+        settle: Callable[[list[Exchange], float], None],
+        flush: Callable[[], None],
         quarantine: Quarantine,
         deaths: Deaths,
     ) -> None:
@@ -54,6 +59,8 @@ class VersionQueue:
         self.is_closed = False
         self._gateway = gateway
         self._move = move
+        self._settle = settle
+        self._flush = flush
         self._quarantine = quarantine
         self._deaths = deaths
         self._waiting = WaitingLine()
@@ -63,7 +70,7 @@ class VersionQueue:
 
     # ------------------------------------------------------------------ in and out
 
-    def put(self, exchange: Exchange) -> None:
+    def put(self, exchange: Exchange, now: float) -> None:
         """Let a request wait for a worker; it is sent at once if one has room.
 
         Raises:
@@ -73,10 +80,10 @@ class VersionQueue:
         if self._quarantine.banned:
             self._quarantine.check(exchange)
         exchange.queue = self
-        if not self._waiting:
+        if not self._waiting.count:
             link = self._choose_link(exchange.size)
             if link is not None:
-                self._send(link, exchange)
+                self._send(link, exchange, now)
                 return
         self._refuse_if_doomed(exchange)
         self._waiting.push(exchange)
@@ -92,25 +99,26 @@ class VersionQueue:
             if link is None:
                 return
             self._waiting.pop()
-            self._send(link, exchange)
+            self._send(link, exchange, time.monotonic())
 
-    def _send(self, link: WorkerLink, exchange: Exchange) -> None:
-        if not self._has_work():
-            self._last_answer = time.monotonic()  # workers were idle until now
-        link.send(exchange)
+    def _send(self, link: WorkerLink, exchange: Exchange, now: float) -> None:
+        if not link.outstanding and not self._has_work():
+            self._last_answer = now  # workers were idle until now
+        link.send(exchange, now)
 
     def _has_work(self) -> bool:
         """Whether a worker has a request."""
         for link in self.links.values():  # noqa: SIM110 - asked twice a request: any() is dear
-            if link.load:
+            if link.outstanding:
                 return True
         return False
 
     def _choose_link(self, size: int) -> WorkerLink | None:
-        best = None
+        best, least = None, 0
         for link in self.links.values():
-            if link.has_room(size) and (best is None or link.load < best.load):
-                best = link
+            load = len(link.outstanding)
+            if (best is None or load < least) and link.has_room(size):
+                best, least = link, load
         return best
 
     def take_back(self, lost: list[Exchange]) -> None:
@@ -141,7 +149,7 @@ class VersionQueue:
                     self._accuse(worker, exchange)
                 exchange.fail(_worker_lost())
                 continue
-            exchange.call.alone = True
+            exchange.change_call(alone=True)
             exchange.crashes += 1
             if exchange.crashes < MAX_CRASHES:
                 repeated.append(exchange)
@@ -168,12 +176,12 @@ class VersionQueue:
 
         self._deaths.ask(worker, decide)
 
-    def note_end(self, exchange: Exchange) -> None:
-        """One of this queue's requests has ended, wherever it was."""
+    def note_end(self, exchange: Exchange, now: float) -> None:
+        """One of this queue's requests has ended by itself, wherever it was."""
         if exchange.lane is not None:
             self._waiting.note_end(exchange)
         elif exchange.outcome is not None:
-            self._learn_pace(exchange.outcome.run_us / 1e6)
+            self._learn_pace(exchange.outcome.run_us / 1e6, now, 1)
 
     @property
     def waiting(self) -> int:
@@ -193,13 +201,14 @@ class VersionQueue:
 
     # ------------------------------------------------------------------ time
 
-    def _learn_pace(self, run_seconds: float) -> None:
-        """Learn from an answer how fast answers come while there is work, and how long they run."""
-        self._longest_run_seconds = max(run_seconds, self._longest_run_seconds * FORGETTING)
-        now = time.monotonic()
-        if self._waiting or self._has_work():
-            passed = min(now - self._last_answer, 60.0)
-            self._seconds_per_answer += SMOOTHING * (passed - self._seconds_per_answer)
+    def _learn_pace(self, run_seconds: float, now: float, answers: int) -> None:
+        """Learn from answers how fast answers come while there is work, and how long they run."""
+        longest = self._longest_run_seconds * FORGETTING
+        self._longest_run_seconds = run_seconds if run_seconds > longest else longest
+        if self._has_work() or self._waiting:
+            passed = min(now - self._last_answer, MAX_PACE_SECONDS) / answers
+            weight = 1 - (1 - SMOOTHING) ** answers
+            self._seconds_per_answer += weight * (passed - self._seconds_per_answer)
         self._last_answer = now
 
     def estimate_wait_seconds(self) -> float:
@@ -260,7 +269,19 @@ class VersionQueue:
         self._move(self._waiting.clear())
 
     def _link(self, worker: WorkerRoute) -> None:
-        self.links[worker.id] = WorkerLink(worker, self._gateway, self.dispatch, self._on_lost)
+        self.links[worker.id] = WorkerLink(
+            worker, self._gateway, self._on_answers, self._on_news, self._on_lost
+        )
+
+    def _on_answers(self, exchanges: list[Exchange], run_us: int) -> None:
+        now = time.monotonic()
+        self._learn_pace(run_us / 1e6, now, len(exchanges))
+        self._settle(exchanges, now)
+
+    def _on_news(self) -> None:
+        self._flush()  # the records of what has ended: its answers wait for them
+        if self._waiting:
+            self.dispatch()
 
     def _on_lost(self, link: WorkerLink, lost: list[Exchange]) -> None:
         if self.links.get(link.route.id) is link and not self.is_closed:

@@ -38,11 +38,12 @@ class VersionRoute(msgspec.Struct, frozen=True, array_like=True):
     """Name, datatype, shape; as Open Inference metadata shows them."""
     outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     context_tokens: int = 0
+    key: str = ""
+    """`model@number`; made here, once, as every answer tells it."""
 
-    @property
-    def key(self) -> str:
-        """`model@number`."""
-        return f"{self.model}@{self.number}"
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest."""
+        msgspec.structs.force_setattr(self, "key", f"{self.model}@{self.number}")
 
 
 class ShadowRoute(msgspec.Struct, frozen=True, array_like=True):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Set
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from wherry.accounts.keys import Principal
-from wherry.accounts.limits import Admission, KeyMeters
+from wherry.accounts.limits import KeyMeters
+from wherry.errors import InvalidInput
+from wherry.frames import Usage
 from wherry.gateway.exchange import Exchange
+from wherry.gateway.route import VersionRoute
 from wherry.gateway.tally import VersionTally
+from wherry.gateway.track import Track
 from wherry.storage.journal import JournalWriter, OutcomeRecord
-from wherry.telemetry import Counter, Family, Histogram, Registry
+from wherry.storage.segment import Answer, Stamp
+from wherry.telemetry import LATENCY_BUCKETS_SECONDS, Counter, Family, Histogram, Registry
 
 
 class Meters:
@@ -25,12 +31,24 @@ class Meters:
         self.tokens_in = settler.tokens.labels(deployment, "in")
         self.tokens_out = settler.tokens.labels(deployment, "out")
 
+    def observe(self, total: float, queued: float, usage: Usage) -> None:
+        """Count a request that took so many seconds, some of them in the queue."""
+        histogram = self.seconds
+        histogram.counts[bisect_left(LATENCY_BUCKETS_SECONDS, total)] += 1
+        histogram.sum += total
+        histogram = self.queue_seconds
+        histogram.counts[bisect_left(LATENCY_BUCKETS_SECONDS, queued)] += 1
+        histogram.sum += queued
+        if usage.input_tokens or usage.output_tokens:
+            self.tokens_in.value += usage.input_tokens
+            self.tokens_out.value += usage.output_tokens
+
 
 class Settler:
     """Meters, journal and counters of one gateway.
 
     Args:
-        meters: limits of keys.
+        limits: of keys.
         journal: where outcomes go.
         registry: where metrics are kept.
         status_of: HTTP status of an error code, for the record.
@@ -38,12 +56,12 @@ class Settler:
 
     def __init__(
         self,
-        meters: KeyMeters,
+        limits: KeyMeters,
         journal: JournalWriter,
         registry: Registry,
         status_of: Callable[[str], int],
     ) -> None:
-        self._meters = meters
+        self._limits = limits
         self._journal = journal
         self._status_of = status_of
         self._bound: dict[tuple[str, str], Meters] = {}
@@ -71,25 +89,49 @@ class Settler:
         """Whether outcomes can be recorded; if not, nothing may be admitted."""
         return self._journal.healthy
 
-    def reserve(self, principal: Principal, tokens_bound: int) -> Admission:
-        """Take the key's allowance for a request.
+    def bind(self, track: Track) -> None:
+        """Find once what requests on a track are counted by."""
+        name, version = track.deployment.full_name, track.version
+        key = (name, track.door)
+        meters = self._bound.get(key)
+        if meters is None:
+            meters = self._bound[key] = Meters(self, *key)
+        track.meters = meters
+        track.meter = self._limits.find_meter(track.principal)
+        track.tally = self.tally_of(name, version.model, version.number, version.digest)
+        track.stamp = Stamp(
+            (
+                track.principal.team_id, track.principal.key_id, track.deployment.name,
+                version.model, version.number, version.digest, track.door, version.task,
+            )
+        )  # fmt: skip
+
+    def flush(self) -> None:
+        """Write the records of what has ended now, not at the end of the loop's tick."""
+        self._journal.flush()
+
+    def reserve(self, track: Track, now: float) -> float:
+        """Take the key's allowance for a request; the tokens that are held for it.
 
         Raises:
             QuotaExceeded: a limit of the key is reached.
             Unavailable: the journal cannot record, so nothing is executed.
         """
-        error = self._journal.error
-        if error is not None:
-            raise error
-        return self._meters.admit(principal, tokens_bound)
+        if not self._journal.healthy:
+            error = self._journal.error
+            if error is not None:
+                raise error
+        meter = track.meter
+        return meter.admit(track.tokens_bound, now) if meter is not None else 0.0
 
-    def release(self, admission: Admission) -> None:
+    def release(self, track: Track, reserved: float, now: float) -> None:
         """Give an allowance back: the request was refused and cost nothing."""
-        self._meters.settle(admission)
+        if track.meter is not None:
+            track.meter.settle(track.tokens_bound, reserved, 0, now)
 
     def limit_headers(self, principal: Principal) -> dict[str, str]:
         """What the key has left, in OpenAI's headers; empty for a key without limits."""
-        return self._meters.headers(principal)
+        return self._limits.headers(principal)
 
     def counts_of(self, deployment: str) -> tuple[int, int, float]:
         """Answers, errors and seconds of a deployment (`team/name`) since this gateway began."""
@@ -125,53 +167,72 @@ class Settler:
             for labels in [each for each in family.series if each[0] not in deployments]:
                 family.remove(*labels)
 
-    def settle(self, exchange: Exchange, kept: Callable[[Exception | None], None]) -> None:
+    def settle(
+        self, exchange: Exchange, kept: Callable[[Exception | None], None], now: float
+    ) -> None:
         """Account for an exchange that has ended; `kept` is called when its record is safe."""
-        usage = exchange.usage
-        self._meters.settle(exchange.admission, usage.input_tokens + usage.output_tokens)
-        now = time.monotonic()
+        if exchange.code == "ok":
+            self.settle_answers(exchange.track, exchange.version, (exchange,), kept, now)
+            return
+        track, usage, code = exchange.track, exchange.usage, exchange.code
+        name, version = track.deployment.full_name, exchange.version
+        if track.meter is not None:
+            used = usage.input_tokens + usage.output_tokens
+            track.meter.settle(track.tokens_bound, exchange.reserved, used, now)
         total = now - exchange.admitted_at
         queued = (exchange.started_at or now) - exchange.admitted_at
-        name = exchange.deployment.full_name
         self.last_used[name] = now
-        version = exchange.version
-        if version is not None:
-            tally = self.tally_of(name, version.model, version.number, version.digest)
-            tally.count(exchange.code, total)
-        bound = self._bound.get((name, exchange.door))
-        if bound is None:
-            bound = self._bound[name, exchange.door] = Meters(self, name, exchange.door)
-        if exchange.code == "ok":
-            bound.answered.add()
-        else:
-            self.requests.labels(name, exchange.door, exchange.code).add()
-        bound.seconds.observe(total)
-        bound.queue_seconds.observe(queued)
-        bound.tokens_in.add(usage.input_tokens)
-        bound.tokens_out.add(usage.output_tokens)
-        self._journal.append(self._record(exchange, total, queued), kept)
+        tally, stamp = self._of_version(track, version)
+        tally.count(code, total)
+        self.requests.labels(name, track.door, code).add()
+        track.meters.observe(total, queued, usage)
+        record = OutcomeRecord(
+            exchange.request_id, time.time(), *stamp.alike, self._status_of(code), code,
+            usage.input_tokens, usage.output_tokens, usage.rows,
+            queued * 1000, (total - queued) * 1000, total * 1000, exchange.attempts or 1,
+        )  # fmt: skip
+        self._journal.append(record, kept)
 
-    def _record(self, exchange: Exchange, total: float, queued: float) -> OutcomeRecord:
-        version, usage = exchange.version, exchange.usage
-        is_answer = exchange.code == "ok"
-        return OutcomeRecord(
-            request_id=exchange.call.request_id,
-            at=time.time(),
-            team_id=exchange.principal.team_id,
-            key_id=exchange.principal.key_id,
-            deployment=exchange.deployment.name,
-            model=version.model if version else "",
-            version=version.number if version else 0,
-            digest=version.digest if version else "",
-            door=exchange.door,
-            task=version.task if version else "",
-            status=200 if is_answer else self._status_of(exchange.code),
-            code="" if is_answer else exchange.code,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            rows=usage.rows,
-            queued_ms=queued * 1000,
-            run_ms=(total - queued) * 1000,
-            total_ms=total * 1000,
-            attempts=max(1, exchange.attempts),
-        )
+    def settle_answers(
+        self,
+        track: Track,
+        version: VersionRoute,
+        exchanges: Sequence[Exchange],
+        kept: Callable[[Exception | None], None],
+        now: float,
+    ) -> None:
+        """Account for answers on one track by one version, in one frame of the journal."""
+        meter, meters, at = track.meter, track.meters, time.time()
+        tally, stamp = self._of_version(track, version)
+        answers: list[Answer] = []
+        for exchange in exchanges:
+            usage, admitted_at = exchange.usage, exchange.admitted_at
+            total, queued = now - admitted_at, (exchange.started_at or now) - admitted_at
+            tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
+            if meter is not None:
+                used = tokens_in + tokens_out
+                meter.settle(track.tokens_bound, exchange.reserved, used, now)
+            tally.count("ok", total)
+            meters.observe(total, queued, usage)
+            answers.append(
+                (
+                    exchange.request_id, at, tokens_in, tokens_out, usage.rows,
+                    queued * 1000, (total - queued) * 1000, total * 1000, exchange.attempts or 1,
+                )
+            )  # fmt: skip
+        meters.answered.value += len(answers)
+        self.last_used[track.deployment.full_name] = now
+        try:
+            frame = stamp.frame(answers)
+        except InvalidInput as error:
+            self._journal.refuse(kept, error.message)
+            return
+        self._journal.append_frame(frame, kept)
+
+    def _of_version(self, track: Track, version: VersionRoute) -> tuple[VersionTally, Stamp]:
+        if version is track.version:
+            return track.tally, track.stamp
+        team, key, deployment, _, _, _, door, task = track.stamp.alike  # another one took it over
+        alike = (team, key, deployment, version.model, version.number, version.digest, door, task)
+        name = track.deployment.full_name
+        return self.tally_of(name, version.model, version.number, version.digest), Stamp(alike)

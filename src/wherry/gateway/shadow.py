@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from copy import copy as copy_of
 
 import msgspec
 
@@ -70,8 +71,8 @@ class Shadows:
 
     def choose(self, exchange: Exchange) -> None:
         """Decide, before it is sent, whether a request will be copied: its gist is made with it."""
-        call, version = exchange.call, exchange.version
-        if call.stream or exchange.pinned or version is None:
+        track, version = exchange.track, exchange.version
+        if track.stream or track.pinned:
             return
         for target in exchange.deployment.shadows:
             is_itself = target.number == version.number and target.model == version.model
@@ -84,7 +85,7 @@ class Shadows:
             self._held_bytes += exchange.size
             self._copies += 1
             exchange.copy = Copy(target, exchange.body)
-            call.wants_gist = True
+            exchange.change_call(wants_gist=True)
             return
 
     def follow(
@@ -120,31 +121,24 @@ class Shadows:
             self._timers.discard(timer)
             self._forget(copy)
             if exchange.queue is not None:
-                exchange.queue.note_end(exchange)
+                exchange.queue.note_end(exchange, time.monotonic())
             self._judge(exchange, target, gist)
             kept(None)
 
-        exchange = Exchange(
-            number=self._number(),
-            call=msgspec.structs.replace(
-                original.call,
-                request_id=f"shadow-{original.call.request_id}",
-                version=str(target.number),
-            ),
-            body=copy.body,
-            deadline=time.monotonic() + DEADLINE_SECONDS,
-            principal=original.principal,
-            door=original.door,
-            deployment=deployment,
-            pinned=str(target.number),
-            settle=ended,
+        track = copy_of(original.track)
+        track.version, track.pinned = queue.version, str(target.number)
+        track.seconds = DEADLINE_SECONDS
+        number, request_id = self._number(), f"shadow-{original.request_id}"
+        now = time.monotonic()
+        exchange = Exchange(number, request_id, track, copy.body, now, ended)
+        exchange.call = msgspec.structs.replace(
+            original.call, request_id=request_id, version=track.pinned
         )
         self._under_way.add(exchange)
         timer = self._later(DEADLINE_SECONDS, lambda: self._give_up(exchange))
-        exchange.version = queue.version
         exchange.attempts = MAX_SENDS  # a copy is never sent again
         try:
-            queue.put(exchange)
+            queue.put(exchange, now)
         except errors.WherryError as refusal:
             exchange.fail(refusal)
 

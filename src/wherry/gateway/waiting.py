@@ -51,14 +51,15 @@ class WaitingLine:
         self._next_turns: dict[str, int] = {}
         """Of keys that have nothing in line now."""
         self._order = itertools.count()
-        self._count = 0
+        self.count = 0
+        """All of them."""
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def push(self, exchange: Exchange) -> None:
         """Let a request wait."""
-        self._count += 1
+        self.count += 1
         exchange.lane = lane = self._again if exchange.attempts else self._lane_of(exchange)
         heapq.heappush(lane.heap, (exchange.deadline, exchange.number, exchange))
 
@@ -87,7 +88,7 @@ class WaitingLine:
 
     def pop(self) -> None:
         """Take out what `first` has just told."""
-        self._count -= 1
+        self.count -= 1
         if self._again.heap:
             heapq.heappop(self._again.heap)[2].lane = None
             return
@@ -109,7 +110,7 @@ class WaitingLine:
 
     def note_end(self, exchange: Exchange) -> None:
         """One that was in line has ended; it is dropped when its turn comes, or before."""
-        self._count -= 1
+        self.count -= 1
         lane, exchange.lane = exchange.lane, None
         lane.note_end()
 
@@ -122,7 +123,7 @@ class WaitingLine:
         """Requests that are served before one of this key that comes now."""
         own = self.count_of(key)
         keys = len(self._lanes) + (not own)
-        return min(self._count, (own + 1) * keys - 1 + len(self._again.heap))
+        return min(self.count, (own + 1) * keys - 1 + len(self._again.heap))
 
     def has_its_share(self, key: str, places: int) -> bool:
         """Whether a key has as many in line as it would have if all keys had the same."""
@@ -136,7 +137,7 @@ class WaitingLine:
         self._again = _Lane("")
         self._lanes.clear()
         self._turns.clear()
-        self._count = 0
+        self.count = 0
         for _, _, exchange in waiting:
             exchange.lane = None
         return [entry[2] for entry in waiting]

@@ -31,9 +31,9 @@ SEGMENT_BYTES = 16 << 20
 BALLAST_BYTES = 1 << 20
 """Given back to a full disk, so that requests in flight can still be recorded."""
 MAX_WAITING = 10_000
-"""More unwritten records mean that the disk is stuck: the journal is not healthy."""
+"""More unwritten frames mean that the disk is stuck: the journal is not healthy."""
 MAX_WAITING_EVER = 50_000
-"""Beyond this, records of requests in flight are refused too."""
+"""Frames; beyond this, records of requests in flight are refused too."""
 SYNC_DELAY_SECONDS = 0.025
 PROBE_SECONDS = 0.5
 
@@ -47,7 +47,7 @@ _log = get_logger("journal")
 class JournalWriter:
     """Writes the records of one gateway; made and used in the thread of one event loop.
 
-    Records of one tick of the loop leave in one write. With durability `process` they are safe
+    Records of one tick of the loop, or of one read of a worker's answers, leave in one write. With durability `process` they are safe
     from then on (the kernel has them) and on disk within 50 ms. With `power` they are safe when
     the disk has them; while one sync runs, the next batch gathers.
     """
@@ -80,7 +80,7 @@ class JournalWriter:
         self._is_closed = False
         self._error: OSError | None = None
         self.records = 0
-        """Records written since the start."""
+        """Frames written since the start; one may hold the answers of a whole batch."""
         self.syncs = 0
         """Times the disk was asked to keep them."""
         self.failures = 0
@@ -111,24 +111,33 @@ class JournalWriter:
         return self._segment.path
 
     def append(self, record: OutcomeRecord, on_durable: OnDurable) -> None:
-        """Record an outcome; `on_durable` is called exactly once, later, in the loop's thread.
+        """Record an outcome; `on_durable` is called exactly once, later, in the loop's thread."""
+        try:
+            frame = encode_frame(record)
+        except InvalidInput as error:
+            self.refuse(on_durable, error.message)
+            return
+        self.append_frame(frame, on_durable)
+
+    def append_frame(self, frame: bytes, on_durable: OnDurable) -> None:
+        """As `append`, for what is encoded: a record, or several answers.
 
         A journal that has failed still tries: requests in flight deserve their record, and the
         ballast makes room for them.
         """
-        try:
-            frame = encode_frame(record)
-        except InvalidInput as error:
-            self._refuse(on_durable, error.message)
-            return
         if self._is_closed or len(self._frames) >= MAX_WAITING_EVER:
-            self._refuse(on_durable, "the journal takes no more records")
+            self.refuse(on_durable, "the journal takes no more records")
             return
         self._frames.append(frame)
         self._waiting.append(on_durable)
         if not self._is_flush_planned:
             self._is_flush_planned = True
             self._loop.call_soon(self._flush)
+
+    def flush(self) -> None:
+        """Write now what waits for the end of this tick: the caller knows that no more comes."""
+        if self._frames:
+            self._flush()
 
     async def close(self) -> None:
         """Write and sync what is left, then let go of the segment; a second call does nothing."""
@@ -220,7 +229,8 @@ class JournalWriter:
     def _probe_later(self) -> None:
         self._loop.call_later(PROBE_SECONDS, self._jobs.put, self._open_segment)
 
-    def _refuse(self, on_durable: OnDurable, why: str) -> None:
+    def refuse(self, on_durable: OnDurable, why: str) -> None:
+        """Say, later, that a record cannot be made."""
         self._loop.call_soon(self._tell, [on_durable], Unavailable(why))
 
     def _tell(self, waiting: list[OnDurable], error: Unavailable | None) -> None:

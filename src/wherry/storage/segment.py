@@ -1,7 +1,7 @@
 """Journal segments on disk: how they are written, read, locked and removed.
 
-A segment is the line `MAGIC`, then frames of length (u32), CRC-32 (u32) and a msgpack record, all
-little endian. It only ever grows by whole frames, so a reader's offset stays valid while it is
+A segment is the line `MAGIC`, then frames of length (u32), CRC-32 (u32) and msgpack, all little
+endian: one record, or several answers and what they have in common. It only ever grows by whole frames, so a reader's offset stays valid while it is
 written; only a crash can leave a torn frame, and then at the end.
 """
 
@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -23,10 +24,15 @@ from wherry.errors import InvalidInput
 from wherry.storage.folders import make_folder, sync_folder
 from wherry.telemetry import get_logger
 
-MAGIC = b"wherry journal 1\n"
+MAGIC = b"wherry journal 2\n"
+MAGICS = (MAGIC, b"wherry journal 1\n")
+"""Those that are read: version 1 has no frames of several answers."""
 SUFFIX = ".journal"
 MAX_RECORD_BYTES = (64 << 10) - 1
 """Fits two bytes: the length's upper half is always zero, which `_find_frame` looks for."""
+
+MAX_ANSWERS = 256
+"""Of one frame, so that it is never too long."""
 
 _FRAME = struct.Struct("<II")
 _log = get_logger("journal")
@@ -66,8 +72,33 @@ class Damage(msgspec.Struct, frozen=True):
     length: int
 
 
+Answer = tuple[str, float, int, int, int, float, float, float, int]
+"""Of the record of an answer what differs from others: request id, at, input tokens, output tokens,
+rows, queued, run and total milliseconds, attempts."""
+Alike = tuple[str, str, str, str, int, str, str, str]
+"""What does not: team, key, deployment, model, version, digest, door, task."""
+
+
+class _Answers(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    alike: Alike
+    answers: list[Answer]
+
+    def records(self) -> list[OutcomeRecord]:
+        alike = self.alike
+        return [
+            OutcomeRecord(
+                request_id, at, *alike, 200, "", tokens_in, tokens_out, rows, queued, run, total, attempts
+            )
+            for request_id, at, tokens_in, tokens_out, rows, queued, run, total, attempts in self.answers
+        ]  # fmt: skip
+
+
+_ANSWERS = b"\x92"
+"""First byte of an array of two in msgpack; a record has more fields."""
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(OutcomeRecord).decode
+_decode_record = msgspec.msgpack.Decoder(OutcomeRecord).decode
+_decode_answers = msgspec.msgpack.Decoder(_Answers).decode
 
 
 def encode_frame(record: OutcomeRecord) -> bytes:
@@ -76,13 +107,38 @@ def encode_frame(record: OutcomeRecord) -> bytes:
     Raises:
         InvalidInput: the record is over `MAX_RECORD_BYTES`, or holds what msgpack cannot.
     """
+    return _frame(_try_encode(record))
+
+
+def _try_encode(value: Any) -> bytes:
     try:
-        payload = _encode(record)
+        return _encode(value)
     except (OverflowError, UnicodeEncodeError, TypeError) as error:
         raise InvalidInput(f"a record cannot be encoded: {error}") from error
+
+
+def _frame(payload: bytes) -> bytes:
     if len(payload) > MAX_RECORD_BYTES:
         raise InvalidInput(f"a record of {len(payload)} bytes is over {MAX_RECORD_BYTES}")
     return _FRAME.pack(len(payload), crc32(payload)) + payload
+
+
+class Stamp:
+    """What the records of many answers say alike: encoded once, and written once a frame."""
+
+    __slots__ = ("_start", "alike")
+
+    def __init__(self, alike: Alike) -> None:
+        self.alike = alike
+        self._start = _ANSWERS + _try_encode(alike)
+
+    def frame(self, answers: Sequence[Answer]) -> bytes:
+        """The frame of some answers, `MAX_ANSWERS` at most.
+
+        Raises:
+            InvalidInput: as `encode_frame`.
+        """
+        return _frame(self._start + _try_encode(answers))
 
 
 # ------------------------------------------------------------------------------ writing
@@ -246,6 +302,9 @@ def read_segment(
 ) -> Iterator[tuple[OutcomeRecord, int]]:
     """The records from `offset` on, each with the offset to continue from.
 
+    Several answers of one frame have the same one until the last: what goes on from there sees them
+    again, but misses none.
+
     Ends quietly at a torn tail. Damage before whole frames is reported and skipped.
 
     Raises:
@@ -253,8 +312,8 @@ def read_segment(
     """
     with path.open("rb") as file:
         magic = file.read(len(MAGIC))
-        if magic != MAGIC:
-            if MAGIC.startswith(magic):
+        if magic not in MAGICS:
+            if any(known.startswith(magic) for known in MAGICS):
                 return  # torn in its first line
             raise InvalidInput(
                 f"{path.name!r} is not a journal of this version",
@@ -268,14 +327,16 @@ def read_segment(
         found = _read_frame(data, position) or _find_frame(data, position + 1)
         if found is None:
             return
-        start, end, record = found
+        start, end, records = found
         if start > position:
             on_damage(Damage(path, base + position, start - position))
-        yield record, base + end
+        for record in records[:-1]:
+            yield record, base + start
+        yield records[-1], base + end
         position = end
 
 
-def _read_frame(data: bytes, start: int) -> tuple[int, int, OutcomeRecord] | None:
+def _read_frame(data: bytes, start: int) -> tuple[int, int, list[OutcomeRecord]] | None:
     body = start + _FRAME.size
     if body > len(data):
         return None
@@ -287,12 +348,16 @@ def _read_frame(data: bytes, start: int) -> tuple[int, int, OutcomeRecord] | Non
     if crc32(payload) != checksum:
         return None
     try:
-        return start, body + length, _decode(payload)
+        if payload.startswith(_ANSWERS):
+            records = _decode_answers(payload).records()
+        else:
+            records = [_decode_record(payload)]
     except msgspec.MsgspecError:
         return None
+    return (start, body + length, records) if records else None
 
 
-def _find_frame(data: bytes, start: int) -> tuple[int, int, OutcomeRecord] | None:
+def _find_frame(data: bytes, start: int) -> tuple[int, int, list[OutcomeRecord]] | None:
     """The first whole frame at or after `start`."""
     zeros = data.find(b"\0\0", start + 2)
     while zeros >= 0:

@@ -48,17 +48,25 @@ class Waiting(Generic[W]):
         prepared: what a runtime made of the input.
         deadline: monotonic time by which somebody wants the answer.
         arrived: monotonic time; without it only the deadline counts.
+        index: the caller's, too: which of the owner's items it is.
     """
 
-    __slots__ = ("deadline", "due", "is_gone", "owner", "prepared")
+    __slots__ = ("deadline", "due", "index", "is_gone", "owner", "prepared")
 
     def __init__(
-        self, owner: W, prepared: Prepared, deadline: float, arrived: float = math.inf
+        self,
+        owner: W,
+        prepared: Prepared,
+        deadline: float,
+        arrived: float = math.inf,
+        index: int = 0,
     ) -> None:
         self.owner = owner
         self.prepared = prepared
         self.deadline = deadline
-        self.due = min(deadline, arrived + PATIENCE_SECONDS)
+        self.index = index
+        patience = arrived + PATIENCE_SECONDS
+        self.due = deadline if deadline < patience else patience
         self.is_gone = False
         """Taken or dropped; the batcher may still hold it for a while."""
 

@@ -4,170 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import secrets
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from wherry import errors, frames
-from wherry.frames import Call, Connection, Failure, Frame, Kind, Outcome, Usage
+from wherry.frames import Failure, Kind, Outcome
 from wherry.models.bundle import CODE_RUNTIMES, Bundle, open_bundle
 from wherry.models.codecs.catalog import find_codec
-from wherry.models.codecs.codec import Codec, Decoded, Reply, StreamEncoder
+from wherry.models.codecs.codec import Codec, Reply
 from wherry.models.tasks.catalog import find_task
 from wherry.worker.batcher import Batcher, Waiting
 from wherry.worker.busy import BusyTime
 from wherry.worker.executor import Executor, Pace, run_batch
+from wherry.worker.peer import Peer, Work
 from wherry.worker.runtimes.catalog import create_runtime
 from wherry.worker.runtimes.runtime import BatchRuntime, ConcurrentRuntime, ItemError, Runtime
 from wherry.worker.spec import WorkerConfig
 
 INLINE_BYTES = 16 << 10
 """Larger bodies are decoded and prepared in a thread, so that one does not delay the others."""
-CREDIT_BYTES = 4 << 20
-HELLO_BYTES = 4 << 10
+SMALL_BYTES = 8 << 10
+"""Smaller answers of a batch share a frame."""
 PUSH_SECONDS = 1.0
 """A gateway that takes no byte for so long is given up, if a model waits for it that may run once."""
-HELLO_SECONDS = 3.0
-"""Who has not proved within this time who it is, is no gateway."""
-
-decode_call = msgspec.msgpack.Decoder(Call).decode
-decode_hello = msgspec.msgpack.Decoder(frames.Hello).decode
-decode_proof = msgspec.msgpack.Decoder(frames.Proof).decode
-
-
-class Work:
-    """One request on its way through the worker."""
-
-    __slots__ = (
-        "_cancelled",
-        "arrived",
-        "call",
-        "codec",
-        "deadline",
-        "decoded",
-        "encoder",
-        "finished",
-        "is_cancelled",
-        "outputs",
-        "peer",
-        "remaining",
-        "request_id",
-        "started",
-        "usage",
-    )
-
-    def __init__(self, peer: Peer, request_id: int, call: Call) -> None:
-        self.peer = peer
-        self.request_id = request_id
-        self.call = call
-        self.arrived = time.monotonic()
-        self.deadline = self.arrived + call.deadline_ms / 1000
-        self.started = 0.0
-        self.is_cancelled = False
-        self._cancelled: threading.Event | None = None
-        self.finished = False
-        self.remaining = 0
-        self.usage = Usage()
-        self.codec: Codec
-        self.decoded: Decoded
-        self.outputs: list[Any] = []
-        self.encoder: StreamEncoder | None = None
-
-    @property
-    def cancelled(self) -> threading.Event:
-        """Set when nobody waits any more, for runtimes that look in other threads."""
-        if self._cancelled is None:
-            self._cancelled = threading.Event()
-            if self.is_cancelled:
-                self._cancelled.set()
-        return self._cancelled
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        self.is_cancelled = True
-        if self._cancelled is not None:
-            self._cancelled.set()
-
-    def is_unwanted(self, now: float) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.finished or self.is_cancelled or now > self.deadline
-
-
-class Peer:
-    """One gateway's connection. Nothing is accepted before the mutual hello."""
-
-    def __init__(self, worker: Worker, connected: socket.socket) -> None:
-        self.worker = worker
-        self.works: dict[int, Work] = {}
-        self._nonce = b""
-        self._theirs = b""
-        self.is_trusted = False
-        self.connection = Connection(connected, self._on_frame, self._on_close)
-        self.connection.max_frame_bytes = HELLO_BYTES
-        self._timer = worker.loop.call_later(HELLO_SECONDS, self._close_if_stranger)
-
-    def _close_if_stranger(self) -> None:
-        if not self.is_trusted:
-            self.connection.close()
-
-    def _on_frame(self, frame: Frame) -> None:
-        try:
-            if self.is_trusted:
-                self._on_trusted_frame(frame)
-            else:
-                self._on_hello(frame)
-        except Exception:  # noqa: BLE001 - a faulty frame costs its connection, not the worker
-            traceback.print_exc(file=sys.stderr)
-            self.connection.close()
-
-    def _on_hello(self, frame: Frame) -> None:
-        spec = self.worker.config.spec
-        if frame.kind == Kind.HELLO and not self._nonce:
-            hello = decode_hello(frame.header)
-            if hello.version != frames.VERSION:
-                raise ValueError(f"the gateway speaks version {hello.version}")
-            self._nonce, self._theirs = secrets.token_bytes(16), hello.nonce
-            proof = frames.prove(spec.token, "worker", spec.id, self._theirs, self._nonce)
-            challenge = frames.Challenge(frames.VERSION, spec.id, self._nonce, proof)
-            self.connection.send(Kind.CHALLENGE, header=challenge)
-            return
-        proof = frames.prove(spec.token, "gateway", spec.id, self._nonce, self._theirs)
-        if frame.kind != Kind.PROOF or not hmac.compare_digest(
-            decode_proof(frame.header).proof, proof
-        ):
-            self.connection.close()
-            return
-        self.is_trusted = True
-        self._timer.cancel()
-        self.connection.max_frame_bytes = frames.MAX_FRAME_BYTES
-        ready = frames.Ready(self.worker.credits, CREDIT_BYTES)
-        self.connection.send(Kind.READY, header=ready)
-
-    def _on_trusted_frame(self, frame: Frame) -> None:
-        if frame.kind == Kind.REQUEST:
-            work = Work(self, frame.request_id, decode_call(frame.header))
-            self.works[frame.request_id] = work
-            self.worker.accept(work, frame.payload)
-        elif frame.kind == Kind.CANCEL:
-            work = self.works.get(frame.request_id)
-            if work is not None:
-                self.worker.cancel(work)
-        elif frame.kind == Kind.PING:
-            self.connection.send(Kind.PONG, header=self.worker.progress())
-
-    def _on_close(self) -> None:
-        self.worker.peers.discard(self)
-        for work in list(self.works.values()):
-            self.worker.cancel(work)
 
 
 class Worker:
@@ -175,6 +39,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        self.spec = config.spec
         self.loop = asyncio.get_running_loop()
         self.executor = Executor(self.loop)
         self.peers: set[Peer] = set()
@@ -191,7 +56,7 @@ class Worker:
             self._concurrent = self.runtime
         self._is_idempotent = self.bundle.manifest.idempotent
         self._codecs: dict[str, Codec] = {}
-        self._batcher: Batcher[tuple[Work, int]] = Batcher(1)
+        self._batcher: Batcher[Work] = Batcher(1)
         self._is_running = False
         self._is_run_planned = False
         self._pace = Pace(may_be_quick=self.bundle.manifest.runtime not in CODE_RUNTIMES)
@@ -224,6 +89,10 @@ class Worker:
     def connect(self, connected: socket.socket) -> None:
         """Take a connection that was accepted."""
         self.peers.add(Peer(self, connected))
+
+    def forget(self, peer: Peer) -> None:
+        """Its connection has ended."""
+        self.peers.discard(peer)
 
     @property
     def in_flight(self) -> int:
@@ -261,6 +130,7 @@ class Worker:
             # a large body must not delay the small ones of others
             def understood(result: asyncio.Future[Any]) -> None:
                 self._admit(work, *result.result())
+                self._run_soon()
 
             future = self.loop.run_in_executor(
                 None, lambda: _attempt(lambda: self._understand(work, body))
@@ -307,17 +177,19 @@ class Worker:
         elif work.is_cancelled:
             self.fail(work, _unwanted(work))
         elif not items:
+            work.outputs = []
             self.succeed(work)
+        elif self._batch is not None:
+            work.remaining = len(items)
+            work.outputs = [None] * len(items)
+            for index, prepared in enumerate(items):
+                waiting = Waiting(work, prepared, work.deadline, work.arrived, index)
+                self._batcher.add(waiting)
         else:
             work.remaining = len(items)
             work.outputs = [None] * len(items)
-            if self._batch is not None:
-                for index, prepared in enumerate(items):
-                    self._batcher.add(Waiting((work, index), prepared, work.deadline, work.arrived))
-                self._run_soon()
-            else:
-                for index, item in enumerate(items):
-                    self._start_stream(work, index, item)
+            for index, item in enumerate(items):
+                self._start_stream(work, index, item)
 
     def cancel(self, work: Work) -> None:
         """The gateway does not want it any more; its final frame still follows."""
@@ -325,13 +197,19 @@ class Worker:
         if not work.started and self._batch is not None:
             self._drop_unwanted()
 
-    def mark_started(self, works: list[Work], now: float) -> None:
+    def _mark_started(self, works: list[Work], now: float) -> None:
         """Tell the gateways before the model sees anything (see `wherry.frames`)."""
+        presumes = self._is_idempotent and self._pace.is_quick
         fresh: dict[Peer, list[int]] = {}
         for work in works:
             if not work.started:
                 work.started = now
-                fresh.setdefault(work.peer, []).append(work.request_id)
+                peer = work.peer
+                if peer.presumes is not presumes:
+                    peer.presume(presumes)
+                # one that runs alone may be what killed a worker: its start must be known
+                if not presumes or work.call.alone:
+                    fresh.setdefault(peer, []).append(work.request_id)
         for peer, request_ids in fresh.items():
             peer.connection.send(Kind.STARTED, header=request_ids, now=True)
             # behind answers that the gateway does not read, STARTED would die with this process,
@@ -339,22 +217,31 @@ class Worker:
             if not self._is_idempotent and not peer.connection.push(PUSH_SECONDS):
                 peer.connection.close()
 
-    def succeed(self, work: Work) -> None:
-        """Encode and send the answer of a request whose items are all done."""
+    def succeed(self, work: Work, peers: set[Peer] | None = None) -> None:
+        """Encode and send the answer of a request whose items are all done.
+
+        Given `peers`, a small answer waits at its peer for the others of its batch, and the peer is
+        added to these.
+        """
         if work.finished:
             return
         if work.encoder is not None:
             self._finish(work, Kind.END, self._outcome(work, Reply(b"")), b"")
             return
+        call = work.call
         try:
-            reply = work.codec.encode(
-                work.decoded, work.outputs, work.call, self.task, self.task_config
-            )
+            reply = work.codec.encode(work.decoded, work.outputs, call, self.task, self.task_config)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
             self.fail(work, failure_of(error))
             return
+        if peers is not None and _is_small(reply):
+            queued_us = int((work.started - work.arrived) * 1e6)
+            work.peer.gather((work.request_id, work.usage, queued_us, reply.body))
+            peers.add(work.peer)
+            self._end(work)
+            return
         outcome = self._outcome(work, reply)
-        if work.call.wants_gist:
+        if call.wants_gist:
             outcome.gist = _gist_of(work)
         self._finish(work, Kind.RESULT, outcome, reply.body)
 
@@ -376,9 +263,12 @@ class Worker:
         )
 
     def _finish(self, work: Work, kind: Kind, header: Any, payload: Any) -> None:
+        work.peer.connection.send(kind, work.request_id, header, payload)
+        self._end(work)
+
+    def _end(self, work: Work) -> None:
         work.finished = True
         work.peer.works.pop(work.request_id, None)
-        work.peer.connection.send(kind, work.request_id, header, payload)
         if self.draining:
             self._check_drained()
 
@@ -386,11 +276,19 @@ class Worker:
 
     def _drop_unwanted(self) -> None:
         now = time.monotonic()
-        for waiting in self._batcher.drop(lambda item: item.owner[0].is_unwanted(now)):
-            self.fail(waiting.owner[0], _unwanted(waiting.owner[0]))
+        for waiting in self._batcher.drop(lambda item: item.owner.is_unwanted(now)):
+            self.fail(waiting.owner, _unwanted(waiting.owner))
+
+    def run_waiting(self) -> None:
+        """Form a batch of all that has come and is understood: now, if it takes next to no time."""
+        if len(self._batcher):
+            if self._pace.is_quick and not self._is_running:
+                self._run_next()
+            else:
+                self._run_soon()
 
     def _run_soon(self) -> None:
-        """Form a batch when all that has arrived by now is understood."""
+        """Form a batch when other gateways' requests are read, too."""
         if not self._is_running and not self._is_run_planned:
             self._is_run_planned = True
             self.loop.call_soon(self._run_next)
@@ -421,26 +319,27 @@ class Worker:
             lambda results, error: self._batch_done(batch, results, error),
         )
 
-    def _take_batch(self) -> list[Waiting[tuple[Work, int]]]:
+    def _take_batch(self) -> list[Waiting[Work]]:
         """The next batch, marked as started; what nobody waits for is left out."""
         while batch := self._batcher.take():
             now = time.monotonic()
-            wanted = [each for each in batch if not each.owner[0].is_unwanted(now)]
-            if len(wanted) < len(batch):
-                for waiting in batch:
-                    work = waiting.owner[0]
-                    if work.is_unwanted(now):
-                        self.fail(work, _unwanted(work))
+            wanted: list[Waiting[Work]] = []
+            for waiting in batch:
+                work = waiting.owner
+                if work.finished or work.is_cancelled or now > work.deadline:
+                    self.fail(work, _unwanted(work))
+                else:
+                    wanted.append(waiting)
             if wanted:
-                self.mark_started([waiting.owner[0] for waiting in wanted], now)
-                wanted = [each for each in wanted if not each.owner[0].peer.connection.closed]
+                self._mark_started([waiting.owner for waiting in wanted], now)
+                wanted = [each for each in wanted if not each.owner.peer.connection.closed]
             if wanted:
                 return wanted
         return []
 
     def _batch_done(
         self,
-        batch: list[Waiting[tuple[Work, int]]],
+        batch: list[Waiting[Work]],
         results: list[Any] | None,
         error: BaseException | None,
     ) -> None:
@@ -452,29 +351,38 @@ class Worker:
 
     def _finish_batch(
         self,
-        batch: list[Waiting[tuple[Work, int]]],
+        batch: list[Waiting[Work]],
         results: list[Any] | None,
         error: BaseException | None,
     ) -> None:
+        """Encode what the model gave; small answers leave in one frame."""
+        peers: set[Peer] = set()
+        begun = max(waiting.owner.started for waiting in batch)
         for position, waiting in enumerate(batch):
-            work, index = waiting.owner
+            work = waiting.owner
             if error is not None or results is None:
                 self.fail(work, failure_of(error))
                 continue
             try:
-                self._take_result(work, index, results[position])
+                # one with items in earlier batches has run for longer: it is told by itself
+                some = peers if work.is_gathered and work.started == begun else None
+                self._take_result(work, waiting.index, results[position], some)
             except Exception as fault:  # noqa: BLE001 - a runtime may give anything; others go on
                 self.fail(work, failure_of(fault))
+        run_us = int((time.monotonic() - begun) * 1e6)
+        for peer in peers:
+            peer.send_gathered(run_us)
 
-    def _take_result(self, work: Work, index: int, result: Any) -> None:
+    def _take_result(self, work: Work, index: int, result: Any, peers: set[Peer] | None) -> None:
         if isinstance(result, ItemError):
             self.fail(work, Failure(result.code, result.message))
             return
-        work.outputs[index] = result
-        work.usage = result.usage if len(work.outputs) == 1 else work.usage + result.usage
+        outputs = work.outputs
+        outputs[index] = result
+        work.usage = result.usage if len(outputs) == 1 else work.usage + result.usage
         work.remaining -= 1
-        if work.remaining == 0:
-            self.succeed(work)
+        if not work.remaining:
+            self.succeed(work, peers)
 
     # ---------------------------------------------------------------------- streams
 
@@ -492,7 +400,7 @@ class Worker:
                 if work.is_unwanted(time.monotonic()):
                     self.fail(work, _unwanted(work))
                     return
-                self.mark_started([work], time.monotonic())
+                self._mark_started([work], time.monotonic())
                 if work.peer.connection.closed:
                     self.fail(work, _unwanted(work))
                     return
@@ -565,6 +473,12 @@ class Worker:
     def _check_drained(self) -> None:
         if not any(peer.works for peer in self.peers):
             self._drained.set()
+
+
+def _is_small(reply: Reply) -> bool:
+    """Whether it may share a frame."""
+    is_plain = reply.content_type == "application/json" and not reply.headers
+    return is_plain and len(reply.body) <= SMALL_BYTES
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:

@@ -577,3 +577,68 @@ def test_tritonclient_gets_back_what_it_sent(datatype, binary_in, binary_out):
     else:
         assert again.dtype == array.dtype
         assert again.tolist() == array.tolist()
+
+
+# ---------------------------------------------------------------------------------- the short way
+
+TABLE = TaskConfig(
+    labels=("setosa", "versicolor", "virginica"),
+    signature=Signature(
+        (TensorSpec("X", "FP32", (-1, 2)),),
+        (TensorSpec("label", "BYTES", (-1,)), TensorSpec("probabilities", "FP32", (-1, 3))),
+    ),
+)
+NUMBERS = st.one_of(
+    st.floats(width=32),
+    st.floats(),
+    st.integers(-(2**70), 2**70),
+    st.booleans(),
+    st.text(max_size=1),
+)
+
+
+def outcome(body, config):
+    """What a body decodes to, or the error."""
+    try:
+        item = decode(body, config=config, task=TABULAR_CLASSIFICATION).items[0]
+    except WherryError as error:
+        return error.code, error.message
+    (array,) = item.tensors.values()
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(["FP32", "FP64", "INT32"]),
+    st.sampled_from(
+        [[1, 2], [2, 2], [2], [0, 2], [1, 2, 1], [], [2**40, 2**40], [2**62, 0], [-1, 2]]
+    ),
+    st.lists(NUMBERS, max_size=4),
+    st.sampled_from(["X", "Y"]),
+)
+def test_the_commonest_form_means_what_it_means_the_long_way(datatype, shape, data, name):
+    body = one(datatype, shape, data, name)
+    for declared in ("FP32", "FP64"):
+        inputs = (TensorSpec("X", declared, (-1, 2)),)
+        config = TaskConfig(TABLE.labels, Signature(inputs, TABLE.signature.outputs))
+        # `parameters` of its own sends a body the long way
+        assert outcome(body, config) == outcome({**body, "parameters": {}}, config)
+
+
+@pytest.mark.parametrize("classes", [[0], [2, 1], [], [7], [1] * 11, [2] * 30])
+@pytest.mark.parametrize("last", [0.25, float("nan"), float("inf"), 1e-30])
+def test_the_commonest_answer_reads_as_the_long_way_writes_it(classes, last):
+    probabilities = np.full((len(classes), 3), 0.1, dtype=np.float32)
+    probabilities[:, 2] = last
+    output = TableOutput(classes=np.array(classes, dtype=np.int64), probabilities=probabilities)
+
+    def answer(body):
+        decoded = decode(body, config=TABLE, task=TABULAR_CLASSIFICATION)
+        try:
+            reply = INFERENCE.encode(decoded, [output], call(), TABULAR_CLASSIFICATION, TABLE)
+        except WherryError as error:
+            return error.code, error.message
+        return bytes(reply.body)  # to the digit
+
+    body = one("FP32", [1, 2], [0.5, 1.5])
+    assert answer(body) == answer({**body, "parameters": {}})

@@ -11,19 +11,22 @@ dictionary of a client's making. Of a key that comes twice in one object the las
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
 from wherry.errors import InvalidInput, TooLarge
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
 from wherry.models.tasks.classification import shortest_floats
-from wherry.models.tasks.task import Task, TaskConfig
+from wherry.models.tasks.task import ListTensor, Task, TaskConfig
 from wherry.models.tasks.tensor import (
+    MANY_FLOATS,
     MAX_RANK,
     Array,
     are_finite,
@@ -41,8 +44,7 @@ HEADER_LENGTH = "inference-header-content-length"
 MAX_EXPANSION = 100
 """Most bytes out of one compressed byte, once a body is over `FREE_EXPANSION_BYTES`."""
 FREE_EXPANSION_BYTES = 1 << 20
-MANY_FLOATS = 32
-"""From here on it pays to look for the shortest digits of each number."""
+LARGEST_FP32 = float(np.finfo(np.float32).max)
 
 Size = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(max_length=256)]
@@ -95,6 +97,25 @@ class InferRequest(msgspec.Struct):
     parameters: RequestParameters | None = None
 
 
+class FloatTensor(msgspec.Struct):
+    """The commonest tensor by far: a flat list of floats."""
+
+    name: Name
+    datatype: Literal["FP32", "FP64"]
+    shape: Annotated[list[Size], Meta(max_length=MAX_RANK)]
+    data: list[float]
+    parameters: None = None
+
+
+class FloatRequest(msgspec.Struct):
+    """The commonest request: one such tensor, and nothing else that matters."""
+
+    inputs: Annotated[list[FloatTensor], Meta(min_length=1, max_length=1)]
+    id: Annotated[str, Meta(max_length=4096)] | None = None
+    outputs: None = None
+    parameters: None = None
+
+
 class OutputTensor(msgspec.Struct, omit_defaults=True):
     """A tensor of an answer."""
 
@@ -131,8 +152,14 @@ class InferenceCodec:
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """Items of a request and what its answer should look like."""
+        headers = call.headers
+        if HEADER_LENGTH not in headers and "content-encoding" not in headers:
+            tensors = read_floats(body)
+            if tensors is not None:
+                items = task.from_tensors(tensors, config)
+                return Decoded(items, ALL_AS_JSON)
         body = decompress(body, call)
-        head, tail = split_body(body, call.headers.get(HEADER_LENGTH))
+        head, tail = split_body(body, headers.get(HEADER_LENGTH))
         request: InferRequest = decode_json(head, request_decoder)
         wanted = read_wanted(request, task, config)
         tensors = read_tensors(request.inputs, tail)
@@ -144,6 +171,12 @@ class InferenceCodec:
     ) -> Reply:
         """JSON, followed by the tensors that were asked for as binary data."""
         wanted: Wanted = decoded.context
+        if wanted is ALL_AS_JSON:
+            to_lists: ToLists | None = getattr(task, "to_lists", None)
+            lists = to_lists(outputs, config) if to_lists is not None else None
+            if lists is not None:
+                written = [OutputTensor(*each) for each in lists]
+                return Reply(encode_json(InferResponse(call.deployment, written, call.version)))
         tensors = select_outputs(task.to_tensors(outputs, config), wanted)
         written: list[OutputTensor] = []
         tail: list[bytes] = []
@@ -152,8 +185,7 @@ class InferenceCodec:
             if datatype == "UINT16" and is_declared_bfloat(name, task, config):
                 datatype = "BF16"
             tensor = OutputTensor(name, datatype, array.shape)
-            binary_by_output = wanted.binary_by_output
-            if binary_by_output.get(name, wanted.binary) if binary_by_output else wanted.binary:
+            if wanted.binary_by_output.get(name, wanted.binary):
                 tail.append(raw_from_array(array))
                 tensor.parameters = {"binary_data_size": len(tail[-1])}
             else:
@@ -164,8 +196,13 @@ class InferenceCodec:
 
 
 INFERENCE = InferenceCodec()
+ALL_AS_JSON = Wanted("", False, {})
+decode_floats = msgspec.json.Decoder(FloatRequest).decode
 request_decoder = msgspec.json.Decoder(InferRequest)
 encoder = msgspec.json.Encoder()
+encode_json = encoder.encode
+ToLists = Callable[[Sequence[Any], TaskConfig], Sequence[ListTensor] | None]
+"""What a task may have beside `to_tensors`: the same at once as JSON wants it."""
 
 
 # ------------------------------------------------------------------------------ body
@@ -217,6 +254,26 @@ def make_reply(head: bytes, tail: Sequence[bytes]) -> Reply:
 
 
 # ------------------------------------------------------------------------------ inputs
+
+
+def read_floats(body: memoryview) -> dict[str, Array] | None:
+    """The one tensor of the commonest form of a request; None if this is another, or faulty."""
+    try:
+        request = decode_floats(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    tensor = request.inputs[0]
+    values, shape = tensor.data, tensor.shape
+    if request.id is not None or not values or math.prod(shape) != len(values):
+        return None  # also of no values: what shapes these may have is asked elsewhere
+    if tensor.datatype == "FP64":
+        array = np.array(values, dtype=np.float64)
+    else:
+        limit = LARGEST_FP32
+        if not (-limit <= min(values) and max(values) <= limit):
+            return None
+        array = np.array(values, dtype=np.float32)
+    return {tensor.name: array.reshape(shape)}
 
 
 def read_tensors(inputs: Sequence[InputTensor], tail: memoryview) -> dict[str, Array]:
@@ -347,7 +404,12 @@ def is_declared_bfloat(name: str, task: Task, config: TaskConfig) -> bool:
 
 def list_of(name: str, array: Array, datatype: str) -> list[Any]:
     """Data of an output as a flat JSON list."""
-    if datatype == "BF16" or (array.dtype.kind == "f" and not are_finite(array)):
+    kind = array.dtype.kind
+    if kind == "f" and array.size < MANY_FLOATS:
+        values: list[Any] = array.ravel().tolist()
+        if all(map(math.isfinite, values)):
+            return values
+    if datatype == "BF16" or (kind == "f" and not are_finite(array)):
         held = "BF16" if datatype == "BF16" else "NaN or infinity"
         raise InvalidInput(
             f"output {name!r} holds {held}, which JSON cannot carry",

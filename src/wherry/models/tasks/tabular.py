@@ -7,7 +7,9 @@ form is `{"row": [5.1, 3.5]}`, `{"rows": [[…], […]]}`, or the features by na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,16 +17,26 @@ import numpy as np
 
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.tasks.classification import shortest_floats
-from wherry.models.tasks.task import Signature, TaskConfig, TaskOutput, Tensors, TensorSpec
+from wherry.models.tasks.task import (
+    ListTensor,
+    Signature,
+    TaskConfig,
+    TaskOutput,
+    Tensors,
+    TensorSpec,
+)
 from wherry.models.tasks.tensor import (
+    MANY_FLOATS,
     Array,
     array_from_plain,
     check_names,
+    check_tensor,
     check_tensors,
     count_rows,
     type_of,
 )
 
+FP32 = np.dtype(np.float32)
 MAX_NAMED = 12
 """Most feature names that an error message lists."""
 
@@ -73,6 +85,11 @@ class TabularTask:
     def from_tensors(self, tensors: Tensors, config: TaskConfig) -> Sequence[Rows]:
         """One item with all rows."""
         specs = self.inputs(config)
+        if len(specs) == 1 and len(tensors) == 1:  # nearly always
+            array = tensors.get(specs[0].name)
+            if array is not None:
+                check_tensor(array, specs[0])
+                return [Rows(tensors)]
         check_tensors(tensors, specs)
         count_rows(tensors, specs)
         return [Rows(tensors)]
@@ -105,6 +122,33 @@ class TabularClassification(TabularTask):
     def to_tensors(self, outputs: Sequence[TableOutput], config: TaskConfig) -> dict[str, Array]:
         """The declared ones of `label`, `class`, `probabilities`."""
         return {spec.name: class_tensor(spec, outputs, config) for spec in self.outputs(config)}
+
+    def to_lists(
+        self, outputs: Sequence[TableOutput], config: TaskConfig
+    ) -> list[ListTensor] | None:
+        """The declared tensors of one request; None if it is not as simple as it nearly always is."""
+        output = outputs[0]
+        labels, probabilities = output.labels or config.labels, output.probabilities
+        classes = output.classes.tolist()
+        found: list[ListTensor] = []
+        for spec in self.outputs(config):
+            name = spec.name
+            if name == "probabilities" and probabilities is not None:
+                if probabilities.dtype != FP32 or probabilities.size >= MANY_FLOATS:
+                    return None
+                values = probabilities.ravel().tolist()
+                if not all(map(math.isfinite, values)):
+                    return None
+                found.append((name, "FP32", probabilities.shape, values))
+            elif name == "label" and len(outputs) == 1 and labels:
+                try:
+                    names = [labels[index] for index in classes]
+                except IndexError:
+                    return None
+                found.append((name, "BYTES", output.classes.shape, names))
+            else:
+                return None
+        return found if len(outputs) == 1 else None
 
     def to_plain(self, output: TableOutput, config: TaskConfig) -> dict[str, Any]:
         """`{"prediction", "label", "confidence", "probabilities"}`, a list for many rows."""
@@ -209,22 +253,42 @@ def label_of(index: int, labels: Sequence[str]) -> str:
 
 def class_tensor(spec: TensorSpec, outputs: Sequence[TableOutput], config: TaskConfig) -> Array:
     """One declared output of a classification."""
-    labels = outputs[0].labels or config.labels
-    classes = join([output.classes for output in outputs])
+    output = outputs[0] if len(outputs) == 1 else join_outputs(outputs)
+    classes, labels = output.classes, output.labels or config.labels
     if spec.name == "probabilities":
-        found = [output.probabilities for output in outputs if output.probabilities is not None]
-        if len(found) == len(outputs):
-            return join(found).astype(np.float32, copy=False)
+        if output.probabilities is not None:
+            return output.probabilities.astype(np.float32, copy=False)
         if config.signature.outputs or not labels:
             raise ModelFailed("the model gives no probabilities, though its signature names them")
         return np.eye(len(labels), dtype=np.float32)[classes]  # the bundle declares nothing
     if spec.name == "class":
         return classes.astype(np.int64, copy=False)
     if spec.name == "label":
-        names = np.empty(len(classes), dtype=object)
-        names[:] = [label_of(index, labels).encode() for index in classes.tolist()]
-        return names
+        try:
+            return encoded_labels(labels)[classes]
+        except IndexError:
+            names = np.empty(len(classes), dtype=object)
+            names[:] = [label_of(index, labels).encode() for index in classes.tolist()]
+            return names
     raise ModelFailed(f"tabular-classification has no output {spec.name!r}")
+
+
+@lru_cache(maxsize=8)
+def encoded_labels(labels: tuple[str, ...]) -> Array:
+    """The elements of a BYTES tensor that stand for the classes."""
+    found = np.empty(len(labels), dtype=object)
+    found[:] = [label.encode() for label in labels]
+    return found
+
+
+def join_outputs(outputs: Sequence[TableOutput]) -> TableOutput:
+    """The answers of several items as one."""
+    found = [output.probabilities for output in outputs if output.probabilities is not None]
+    return TableOutput(
+        classes=join([output.classes for output in outputs]),
+        probabilities=join(found) if len(found) == len(outputs) else None,
+        labels=outputs[0].labels,
+    )
 
 
 def join(arrays: Sequence[Array]) -> Array:

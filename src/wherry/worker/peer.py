@@ -1,0 +1,199 @@
+"""One gateway as a worker sees it: the hello, requests in, answers out."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any, Protocol
+
+import msgspec
+
+from wherry import frames
+from wherry.frames import Batch, Call, Connection, Frame, Kind, Piece, Usage
+from wherry.models.codecs.codec import Codec, Decoded, StreamEncoder
+from wherry.worker.spec import WorkerSpec
+
+CREDIT_BYTES = 4 << 20
+HELLO_BYTES = 4 << 10
+HELLO_SECONDS = 3.0
+"""Who has not proved within this time who it is, is no gateway."""
+NOTHING_USED = Usage()
+
+decode_call = msgspec.msgpack.Decoder(Call).decode
+decode_hello = msgspec.msgpack.Decoder(frames.Hello).decode
+decode_proof = msgspec.msgpack.Decoder(frames.Proof).decode
+decode_pieces = msgspec.msgpack.Decoder(list[Piece]).decode
+
+
+class Work:
+    """One request on its way through the worker; what most never need is in the class."""
+
+    started = 0.0
+    is_gathered = False
+    """Whether it came with others in one frame; so does its answer leave, then."""
+    is_cancelled = False
+    finished = False
+    remaining = 0
+    usage = NOTHING_USED
+    encoder: StreamEncoder | None = None
+    _cancelled: threading.Event | None = None
+    codec: Codec
+    decoded: Decoded
+    outputs: list[Any]
+
+    def __init__(self, peer: Peer, request_id: int, call: Call, now: float, left_ms: int) -> None:
+        self.peer = peer
+        self.request_id = request_id
+        self.call = call
+        self.arrived = now
+        self.deadline = now + left_ms / 1000
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set when nobody waits any more, for runtimes that look in other threads."""
+        if self._cancelled is None:
+            self._cancelled = threading.Event()
+            if self.is_cancelled:
+                self._cancelled.set()
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.is_cancelled = True
+        if self._cancelled is not None:
+            self._cancelled.set()
+
+    def is_unwanted(self, now: float) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.finished or self.is_cancelled or now > self.deadline
+
+
+class Host(Protocol):
+    """The worker, as its peers see it."""
+
+    spec: WorkerSpec
+    credits: int
+
+    def accept(self, work: Work, body: memoryview) -> None:
+        """A request has come."""
+        ...
+
+    def run_waiting(self) -> None:
+        """All requests that had come are accepted."""
+        ...
+
+    def cancel(self, work: Work) -> None:
+        """Nobody waits for it any more."""
+        ...
+
+    def progress(self) -> frames.Pong:
+        """Evidence that it moves."""
+        ...
+
+    def forget(self, peer: Peer) -> None:
+        """The connection has ended."""
+        ...
+
+
+class Peer:
+    """One gateway's connection. Nothing is accepted before the mutual hello."""
+
+    def __init__(self, host: Host, connected: socket.socket) -> None:
+        self.works: dict[int, Work] = {}
+        self.is_trusted = False
+        self.presumes = False
+        """Whether it takes every request for begun (see `wherry.frames`)."""
+        self.connection = Connection(connected, self._on_frame, self._on_close, host.run_waiting)
+        self.connection.max_frame_bytes = HELLO_BYTES
+        self._host = host
+        self._nonce = b""
+        self._theirs = b""
+        self._parts: list[Any] = []
+        loop = self.connection.loop
+        self._timer = loop.call_later(HELLO_SECONDS, self._close_if_stranger)
+
+    def _close_if_stranger(self) -> None:
+        if not self.is_trusted:
+            self.connection.close()
+
+    # ------------------------------------------------------------------ what comes
+
+    def _on_frame(self, frame: Frame) -> None:
+        try:
+            if self.is_trusted:
+                self._on_trusted_frame(frame)
+            else:
+                self._on_hello(frame)
+        except Exception:  # noqa: BLE001 - a faulty frame costs its connection, not the worker
+            traceback.print_exc(file=sys.stderr)
+            self.connection.close()
+
+    def _on_hello(self, frame: Frame) -> None:
+        spec = self._host.spec
+        if frame.kind == Kind.HELLO and not self._nonce:
+            hello = decode_hello(frame.header)
+            if hello.version != frames.VERSION:
+                raise ValueError(f"the gateway speaks version {hello.version}")
+            self._nonce, self._theirs = secrets.token_bytes(16), hello.nonce
+            proof = frames.prove(spec.token, "worker", spec.id, self._theirs, self._nonce)
+            challenge = frames.Challenge(frames.VERSION, spec.id, self._nonce, proof)
+            self.connection.send(Kind.CHALLENGE, header=challenge)
+            return
+        proof = frames.prove(spec.token, "gateway", spec.id, self._nonce, self._theirs)
+        if frame.kind != Kind.PROOF or not hmac.compare_digest(
+            decode_proof(frame.header).proof, proof
+        ):
+            self.connection.close()
+            return
+        self.is_trusted = True
+        self._timer.cancel()
+        self.connection.max_frame_bytes = frames.MAX_FRAME_BYTES
+        ready = frames.Ready(self._host.credits, CREDIT_BYTES)
+        self.connection.send(Kind.READY, header=ready)
+
+    def _on_trusted_frame(self, frame: Frame) -> None:
+        kind, host, works = frame.kind, self._host, self.works
+        if kind == Kind.REQUESTS:
+            call, now = decode_call(frame.header), time.monotonic()
+            for number, left_ms, body in decode_pieces(frame.payload):
+                work = works[number] = Work(self, number, call, now, left_ms)
+                work.is_gathered = True
+                host.accept(work, body)
+        elif kind == Kind.REQUEST:
+            call, number = decode_call(frame.header), frame.request_id
+            work = works[number] = Work(self, number, call, time.monotonic(), call.deadline_ms)
+            host.accept(work, frame.payload)
+        elif kind == Kind.CANCEL:
+            found = works.get(frame.request_id)
+            if found is not None:
+                host.cancel(found)
+        elif kind == Kind.PING:
+            self.connection.send(Kind.PONG, header=host.progress())
+
+    def _on_close(self) -> None:
+        self._host.forget(self)
+        for work in list(self.works.values()):
+            self._host.cancel(work)
+
+    # ------------------------------------------------------------------ what goes
+
+    def presume(self, presumes: bool) -> None:
+        """Let every request count as begun, or not any more; at once if so."""
+        if presumes != self.presumes:
+            self.presumes = presumes
+            self.connection.send(Kind.PRESUME, header=presumes, now=presumes)
+
+    def gather(self, part: tuple[int, Usage, int, bytes | bytearray | memoryview]) -> None:
+        """Keep a small answer until `send_gathered`, at the end of its batch."""
+        self._parts.append(part)
+
+    def send_gathered(self, run_us: int) -> None:
+        """The answers of a batch."""
+        parts, self._parts = self._parts, []
+        if parts:
+            self.connection.send(Kind.RESULTS, 0, Batch(run_us), frames.encode(parts), now=True)
