@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert
+from tests.storage.data_folder import make_data_folder
 from tests.storage.disk import build_shim
-
-from wherry.storage.database import Database
-from wherry.storage.tables import teams
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +17,4 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with a team, as the disk has had it for long."""
-    folder = tmp_path_factory.mktemp("migrated")
-    database = Database.for_folder(folder)
-    database.migrate()
-    with database.write() as connection:
-        connection.execute(insert(teams).values(id="team_1", name="default", created_at=1.0))
-    database.close()
-    return folder
+    return make_data_folder(tmp_path_factory.mktemp("migrated"), team_1="default")

@@ -31,10 +31,9 @@ _LINES = (
 class Bucket:
     """A level that refills to its capacity within a minute. Debt makes it negative."""
 
-    __slots__ = ("capacity", "filled_at", "level", "limit", "rate")
+    __slots__ = ("capacity", "filled_at", "level", "rate")
 
     def __init__(self, limit: int, share: float, now: float) -> None:
-        self.limit = limit
         self.rate = limit * share / MINUTE_SECONDS
         # A share below one would never admit anything.
         self.capacity = max(1.0, limit * share)
@@ -74,8 +73,11 @@ class KeyMeter:
         self.is_forgotten = False
         """Whether the key has another meter by now, or none."""
         self._buckets = [
-            (bucket, _LINES % {b"name": name, b"limit": bucket.limit})
-            for name, bucket in ((b"requests", self.requests), (b"tokens", self.tokens))
+            (bucket, _LINES % {b"name": name, b"limit": limit})
+            for name, limit, bucket in (
+                (b"requests", limits.requests_per_minute, self.requests),
+                (b"tokens", limits.tokens_per_minute, self.tokens),
+            )
             if bucket is not None
         ]
 

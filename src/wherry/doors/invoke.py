@@ -96,7 +96,7 @@ async def invoke(
         return Response(
             _events(exchange, watch, error_event),
             content_type="text/event-stream",
-            headers=stream_headers(exchange),
+            headers=stream_headers(gateway, exchange),
         )
     try:
         answer = await exchange.answer()
@@ -162,11 +162,9 @@ def answer_fields(exchange: Exchange) -> list[Field]:
     return fields
 
 
-def stream_headers(exchange: Exchange) -> dict[str, str]:
+def stream_headers(gateway: Gateway, exchange: Exchange) -> dict[str, str]:
     """Those of an answer that comes in events: which version answers, and what the key has left."""
-    meter = exchange.track.meter
-    lines = meter.lines(time.monotonic()).decode() if meter is not None else ""
-    left = dict(line.split(": ", 1) for line in lines.splitlines())
+    left = gateway.settler.limit_headers(exchange.principal)
     return {**SSE_HEADERS, **left, "x-wherry-version": exchange.version.key}
 
 

@@ -174,23 +174,20 @@ class Settler:
         if exchange.code == "ok":
             self.settle_answers(exchange.track, exchange.version, (exchange,), kept, now)
             return
-        track, usage, code = exchange.track, exchange.usage, exchange.code
-        name, version = track.deployment.full_name, exchange.version
-        if track.meter is not None:
-            used = usage.input_tokens + usage.output_tokens
-            track.meter.settle(track.tokens_bound, exchange.reserved, used, now)
-        total = now - exchange.admitted_at
-        queued = (exchange.started_at or now) - exchange.admitted_at
+        track, code = exchange.track, exchange.code
+        name = track.deployment.full_name
+        tally, stamp = self._of_version(track, exchange.version)
         self.last_used[name] = now
-        tally, stamp = self._of_version(track, version)
-        tally.count(code, total)
         self.requests.labels(name, track.door, code).add()
-        track.meters.observe(total, queued, usage)
+        request_id, at, *rest = _count(exchange, tally, now, time.time())
         record = OutcomeRecord(
-            exchange.request_id, time.time(), *stamp.alike, self._status_of(code), code,
-            usage.input_tokens, usage.output_tokens, usage.rows,
-            queued * 1000, (total - queued) * 1000, total * 1000, exchange.attempts or 1,
-        )  # fmt: skip
+            request_id,
+            at,
+            *stamp.alike,
+            self._status_of(code),
+            code,
+            *rest,  # type: ignore[arg-type]
+        )
         self._journal.append(record, kept)
 
     def settle_answers(
@@ -202,25 +199,10 @@ class Settler:
         now: float,
     ) -> None:
         """Account for answers on one track by one version, in one frame of the journal."""
-        meter, meters, at = track.meter, track.meters, time.time()
         tally, stamp = self._of_version(track, version)
-        answers: list[Answer] = []
-        for exchange in exchanges:
-            usage, admitted_at = exchange.usage, exchange.admitted_at
-            total, queued = now - admitted_at, (exchange.started_at or now) - admitted_at
-            tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
-            if meter is not None:
-                used = tokens_in + tokens_out
-                meter.settle(track.tokens_bound, exchange.reserved, used, now)
-            tally.count("ok", total)
-            meters.observe(total, queued, usage)
-            answers.append(
-                (
-                    exchange.request_id, at, tokens_in, tokens_out, usage.rows,
-                    queued * 1000, (total - queued) * 1000, total * 1000, exchange.attempts or 1,
-                )
-            )  # fmt: skip
-        meters.answered.value += len(answers)
+        at = time.time()
+        answers = [_count(exchange, tally, now, at) for exchange in exchanges]
+        track.meters.answered.value += len(answers)
         self.last_used[track.deployment.full_name] = now
         try:
             frame = stamp.frame(answers)
@@ -236,3 +218,26 @@ class Settler:
         alike = (team, key, deployment, version.model, version.number, version.digest, door, task)
         name = track.deployment.full_name
         return self.tally_of(name, version.model, version.number, version.digest), Stamp(alike)
+
+
+def _count(exchange: Exchange, tally: VersionTally, now: float, at: float) -> Answer:
+    """Count one that has ended, by key, version and deployment; what its record says of it alone.
+
+    Args:
+        exchange: it.
+        tally: of the version that had it.
+        now: monotonic.
+        at: Unix seconds.
+    """
+    track, usage, admitted_at = exchange.track, exchange.usage, exchange.admitted_at
+    total, queued = now - admitted_at, (exchange.started_at or now) - admitted_at
+    tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
+    if track.meter is not None:
+        used = tokens_in + tokens_out
+        track.meter.settle(track.tokens_bound, exchange.reserved, used, now)
+    tally.count(exchange.code, total)
+    track.meters.observe(total, queued, usage)
+    return (
+        exchange.request_id, at, tokens_in, tokens_out, usage.rows,
+        queued * 1000, (total - queued) * 1000, total * 1000, exchange.attempts or 1,
+    )  # fmt: skip

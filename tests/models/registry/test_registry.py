@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import select
+from tests.storage.data_folder import make_data_folder
 
 from wherry.errors import Conflict, InvalidInput, ModelNotFound, NotFound
 from wherry.models.bundle import MANIFEST, Manifest, open_bundle
@@ -15,7 +16,7 @@ from wherry.models.registry.registry import Registry
 from wherry.models.trust.materialise import materialise
 from wherry.storage.blobs import LocalBlobs
 from wherry.storage.database import Database, read_revisions
-from wherry.storage.tables import events, teams
+from wherry.storage.tables import events
 
 TEAM, OTHER_TEAM = "team_1", "team_2"
 MANIFEST_OF_ECHO = Manifest(task="tensor", runtime="onnx", files=("model.onnx",), source="test")
@@ -25,13 +26,7 @@ MANIFEST_OF_ECHO = Manifest(task="tensor", runtime="onnx", files=("model.onnx",)
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with two teams, made once and copied for each test."""
     folder = tmp_path_factory.mktemp("migrated")
-    database = Database.for_folder(folder)
-    database.migrate()
-    with database.write() as connection:
-        for team_id, name in ((TEAM, "default"), (OTHER_TEAM, "others")):
-            connection.execute(insert(teams).values(id=team_id, name=name, created_at=1.0))
-    database.close()
-    return folder
+    return make_data_folder(folder, **{TEAM: "default", OTHER_TEAM: "others"})
 
 
 @pytest.fixture

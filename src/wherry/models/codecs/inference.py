@@ -35,6 +35,7 @@ from wherry.models.tasks.tensor import (
     count_elements,
     datatype_of,
     json_type_by_kind,
+    largest_float,
     plain_from_array,
     raw_from_array,
     type_of,
@@ -44,7 +45,6 @@ HEADER_LENGTH = "inference-header-content-length"
 MAX_EXPANSION = 100
 """Most bytes out of one compressed byte, once a body is over `FREE_EXPANSION_BYTES`."""
 FREE_EXPANSION_BYTES = 1 << 20
-LARGEST_FP32 = float(np.finfo(np.float32).max)
 
 Size = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(max_length=256)]
@@ -269,7 +269,7 @@ def read_floats(body: memoryview) -> dict[str, Array] | None:
     if tensor.datatype == "FP64":
         array = np.array(values, dtype=np.float64)
     else:
-        limit = LARGEST_FP32
+        limit = largest_float["FP32"]
         if not (-limit <= min(values) and max(values) <= limit):
             return None
         array = np.array(values, dtype=np.float32)

@@ -127,6 +127,8 @@ class TabularClassification(TabularTask):
         self, outputs: Sequence[TableOutput], config: TaskConfig
     ) -> list[ListTensor] | None:
         """The declared tensors of one request; None if it is not as simple as it nearly always is."""
+        if len(outputs) != 1:
+            return None
         output = outputs[0]
         labels, probabilities = output.labels or config.labels, output.probabilities
         classes = output.classes.tolist()
@@ -140,7 +142,7 @@ class TabularClassification(TabularTask):
                 if not all(map(math.isfinite, values)):
                     return None
                 found.append((name, "FP32", probabilities.shape, values))
-            elif name == "label" and len(outputs) == 1 and labels:
+            elif name == "label" and labels:
                 try:
                     names = [labels[index] for index in classes]
                 except IndexError:
@@ -148,7 +150,7 @@ class TabularClassification(TabularTask):
                 found.append((name, "BYTES", output.classes.shape, names))
             else:
                 return None
-        return found if len(outputs) == 1 else None
+        return found
 
     def to_plain(self, output: TableOutput, config: TaskConfig) -> dict[str, Any]:
         """`{"prediction", "label", "confidence", "probabilities"}`, a list for many rows."""

@@ -42,7 +42,7 @@ datatype_by_type: dict[np.dtype[Any], str] = {
     _types[datatype]: datatype for datatype in type_by_datatype
 }
 json_type_by_kind: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float, "O": str}
-_largest_float = {each: float(np.finfo(_types[each]).max) for each in ("FP32", "FP64")}
+largest_float = {each: float(np.finfo(_types[each]).max) for each in ("FP32", "FP64")}
 MANY_FLOATS = 32
 """From here on it pays to look for the shortest digits of each number."""
 FEW_NUMBERS = 64
@@ -341,7 +341,7 @@ def array_from_list(
 
 def are_few_that_fit(values: list[Any], datatype: str) -> bool:
     """Whether these are a few floats in one list, of which none is too large for the datatype."""
-    limit = _largest_float.get(datatype)
+    limit = largest_float.get(datatype)
     return (
         limit is not None
         and 0 < len(values) <= FEW_NUMBERS

@@ -82,8 +82,6 @@ class SklearnRuntime:
             self.model = self.read_model(bundle.main_file)
         log_warnings(caught)
         self.adapter = find_adapter(bundle.manifest.task)(self.model, bundle)
-        self.prepare = self.adapter.prepare  # what a request does not need, it does not pay for
-        self.run = self.adapter.run
 
     def read_model(self, path: Path) -> Any:
         """The estimator in a file, by the rules of the module's docstring."""
@@ -355,20 +353,17 @@ class TableClassifier(Table):
         """One call for all rows, split again by request."""
         matrix = join_matrices(batch)
         classes, probabilities = self.classify(matrix)
-        labels, end = self.classifier.labels, 0
-        found: list[TaskOutput] = []
-        for prepared in batch:
-            start, end = end, end + prepared.rows
-            found.append(
-                TableOutput(
-                    usage=rows_usage(prepared.rows),
-                    classes=classes[start:end],
-                    probabilities=None if probabilities is None else probabilities[start:end],
-                    labels=labels,
-                    many=prepared.payload[1],
-                )
+        labels = self.classifier.labels
+        return [
+            TableOutput(
+                classes=classes[rows],
+                probabilities=None if probabilities is None else probabilities[rows],
+                labels=labels,
+                many=prepared.payload[1],
+                usage=rows_usage(prepared.rows),
             )
-        return found
+            for prepared, rows in zip(batch, row_ranges(batch), strict=True)
+        ]
 
     def classify(self, matrix: Array) -> tuple[Array, Array | None]:
         """Classes and probabilities; of no rows, too, which scikit-learn itself refuses."""
