@@ -111,6 +111,12 @@ class Load:
         """Requests with a final success."""
         return sum(entry.status == 200 for entry in self.log)
 
+    async def wait_for_answers(self, count: int) -> None:
+        """Until so many succeeded, however busy the machine is."""
+        async with asyncio.timeout(CLIENT_SECONDS):
+            while self.answered < count:
+                await asyncio.sleep(0.05)
+
     def counts(self, since: float = 0.0) -> Counter[int]:
         """Requests by status."""
         return Counter(entry.status for entry in self.log if entry.sent_at >= since)

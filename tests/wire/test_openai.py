@@ -271,7 +271,7 @@ def test_the_bytes_of_a_stream_are_server_sent_events(live: LiveServer):
 
 def test_the_streaming_helper_of_the_sdk_is_content(sdk: openai.OpenAI):
     with sdk.chat.completions.stream(
-        model="chat", messages=HELLO, max_tokens=200, stop=["e", " "]
+        model="chat", messages=HELLO, max_tokens=200, stop=["e", " "], temperature=0
     ) as events:
         kinds = [event.type for event in events]
         final = events.get_final_completion()
