@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from wherry.accounts.ledger import Ledger, Totals, to_row
+from wherry.accounts.ledger import TRACK_FIELDS, Ledger, Totals, read_rows
 from wherry.client.schema import UsageRow
 from wherry.errors import InvalidInput
 from wherry.storage import tables
@@ -91,6 +91,27 @@ def test_a_live_segment_is_read_as_it_grows(
     assert offset == segment.size
 
 
+def test_while_nothing_is_written_the_database_is_left_alone(
+    database: Database, journal: Path
+) -> None:
+    ledger = Ledger(database, journal, retention_seconds=0.0)
+    segment = Segment(journal / "gateway-0")
+    segment.append([encode_frame(make_record(1))])
+    assert ledger.ingest() == 1
+    with database.write() as connection:
+        connection.execute(ledger_offsets.delete())
+    assert ledger.ingest() == 0
+    with database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(ledger_offsets)) == 0
+    segment.append([encode_frame(make_record(2))])
+    assert ledger.ingest() == 1  # the first is in the ledger already
+    segment.close()
+    later = write_segment(journal, [make_record(3)])
+    assert ledger.ingest() == 1  # now both are finished, and past their retention
+    assert not later.exists()
+    assert list_segments(journal) == []
+
+
 def test_a_request_that_was_journalled_twice_counts_once(
     database: Database, ledger: Ledger, journal: Path
 ) -> None:
@@ -105,7 +126,7 @@ def test_a_lost_offset_doubles_nothing(database: Database, ledger: Ledger, journ
     ledger.ingest()
     with database.write() as connection:
         connection.exec_driver_sql("DELETE FROM ledger_offsets")
-    assert ledger.ingest() == 0
+    assert Ledger(database, journal).ingest() == 0
     assert len(ids_in(database)) == 10
 
 
@@ -274,7 +295,9 @@ def test_values_no_database_takes_are_brought_into_range() -> None:
     record = make_record(
         1, at=float("nan"), total_ms=float("inf"), rows=2**63, model="a\0b" + "m" * 999
     )
-    row = dict(zip(tables.ledger.c.keys(), to_row(record), strict=True))
+    track, alike, (values,) = read_rows(record)
+    row = dict(zip(tables.ledger.c.keys(), values, strict=True))
+    row |= dict(zip(TRACK_FIELDS, (track, *alike), strict=True))
     assert (row["at"], row["day"], row["total_ms"], row["rows"]) == (
         0.0,
         "1970-01-01",

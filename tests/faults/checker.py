@@ -17,7 +17,7 @@ from tests.faults.oracle import expected_answer
 
 from wherry.storage.database import Database
 from wherry.storage.journal import OutcomeRecord, read_segment
-from wherry.storage.tables import ledger
+from wherry.storage.tables import ledger, ledger_tracks
 
 
 def read_journal(data: Path) -> list[OutcomeRecord]:
@@ -33,7 +33,11 @@ def read_ledger(data: Path) -> dict[str, tuple[int, int]]:
     """Status and version by request id."""
     database = Database.for_folder(data)
     with contextlib.closing(database), database.read() as connection:
-        rows = connection.execute(select(ledger.c.request_id, ledger.c.status, ledger.c.version))
+        rows = connection.execute(
+            select(ledger.c.request_id, ledger.c.status, ledger_tracks.c.version).join(
+                ledger_tracks, ledger_tracks.c.id == ledger.c.track_id
+            )
+        )
         return {row.request_id: (row.status, row.version) for row in rows}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from itertools import islice
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,14 @@ from wherry.client.schema import UsageRow
 from wherry.errors import InvalidInput
 from wherry.storage.database import Database
 from wherry.storage.segment import (
+    Alike,
+    Answer,
+    Answers,
     Damage,
     OutcomeRecord,
     is_live,
     list_segments,
-    read_segment,
+    read_frames,
     remove_segment,
     report_damage,
 )
@@ -33,10 +37,21 @@ RETENTION_SECONDS = 7 * 86_400.0
 """How long a journal segment stays when all of it is in the ledger …"""
 RETENTION_BYTES = 1 << 30
 """… unless those that stay together take more than this."""
-BATCH_RECORDS = 2_000
+LOOK_SECONDS = 60.0
+"""Between looks at segments of which nothing new is known: at their age, and at the database's word
+for how far each was read."""
+BATCH_RECORDS = 5_000
 MAX_USAGE_ROWS = 100_000
 MAX_TEXT_CHARACTERS = 256
 
+MAX_TRACKS = 4096
+TRACK_FIELDS = (
+    "id", "team_id", "key_id", "deployment", "model", "version", "digest", "door", "task"
+)  # fmt: skip
+
+Frame = tuple[OutcomeRecord | Answers, int, int]
+Row = tuple[Any, ...]
+"""Of the ledger, in the order of its columns."""
 Group = Literal["day", "key", "model", "deployment"]
 MAX_COUNT = (1 << 31) - 1
 MAX_AT = 253_402_300_800
@@ -71,6 +86,9 @@ class Ledger:
         self._folder = journal_folder
         self._retention_seconds = retention_seconds
         self._retention_bytes = retention_bytes
+        self._sizes: dict[Path, int] = {}
+        """Of the segments, when all that was in them had been read."""
+        self._next_look = 0.0
 
     def ingest(self) -> int:
         """Read what gateways wrote since the last time; tells how many requests are new.
@@ -81,10 +99,13 @@ class Ledger:
         Raises:
             Unavailable: the database cannot be used; the next call goes on from here.
         """
+        sizes, now = _sizes_below(self._folder), time.monotonic()
+        if sizes == self._sizes and now < self._next_look:
+            return 0
         with self._database.read() as connection:
             offsets = store.list_offsets(connection)
         added, finished = 0, list[Path]()
-        for path in list_segments(self._folder):
+        for path in sizes:
             was_live = is_live(path)  # asked first: what a dead writer left is all there is
             try:
                 added += self._ingest_segment(path, offsets.get((path.parent.name, path.name), 0))
@@ -96,6 +117,7 @@ class Ledger:
             if not was_live:
                 finished.append(path)
         self._remove_old(finished)
+        self._sizes, self._next_look = sizes, now + LOOK_SECONDS
         return added
 
     def usage(
@@ -143,11 +165,17 @@ class Ledger:
 
     def _ingest_segment(self, path: Path, start: int) -> int:
         added, damages = 0, list[Damage]()
-        for batch in _batches(read_segment(path, start, damages.append)):
-            rows = [to_row(record) for record, _ in batch]
+        for batch in _batches(read_frames(path, start, damages.append)):
+            rows: list[Row] = []
+            tracks: dict[int, Alike] = {}
+            for content, _, _ in batch:
+                track, alike, some = read_rows(content)
+                rows += some
+                tracks[track] = alike
             with self._database.write() as connection:
+                store.add_tracks(connection, [_track_fields(*each) for each in tracks.items()])
                 added += store.add_outcomes(connection, rows)
-                store.move_offset(connection, path.parent.name, path.name, batch[-1][1])
+                store.move_offset(connection, path.parent.name, path.name, batch[-1][2])
         for damage in damages:
             report_damage(damage)
         if damages:
@@ -168,51 +196,77 @@ class Ledger:
                     store.forget_offset(connection, path.parent.name, path.name)
 
 
-def to_row(record: OutcomeRecord) -> tuple[Any, ...]:
-    """The ledger's row of a record, with everything in the range that databases can keep.
+def read_rows(content: OutcomeRecord | Answers) -> tuple[int, Alike, list[Row]]:
+    """The ledger's rows of a frame, their track and its id.
 
-    A record that no database takes would stop the ledger for all that follow it.
+    Everything is in the range that databases can keep: what none takes would stop the ledger for
+    all that follows it.
     """
-    row = msgspec.structs.astuple(record)
-    request_id, at, counts = row[0], row[1], row[_COUNTED]
-    is_sound = (
-        _is_sound(row[_ALIKE])
-        and len(request_id) <= MAX_TEXT_CHARACTERS
+    if isinstance(content, Answers):
+        track, alike = _find_track(content.alike)
+        return track, alike, [_to_row(track, 200, "", answer) for answer in content.answers]
+    request_id, at, *fields = msgspec.structs.astuple(content)
+    track, alike = _find_track(tuple(fields[:8]))
+    status, code, *rest = fields[8:]
+    row = _to_row(track, status, _mend_text(code), (request_id, at, *rest))
+    return track, alike, [row]
+
+
+def _to_row(track: int, status: int, code: str, answer: Answer) -> Row:
+    request_id, at, tokens_in, tokens_out, rows, queued, run, total, attempts = answer
+    if not (
+        len(request_id) <= MAX_TEXT_CHARACTERS
         and "\0" not in request_id
-        and min(counts) >= 0
-        and max(counts) <= MAX_COUNT
-        and 0 <= record.attempts <= MAX_COUNT
-        and math.isfinite(record.queued_ms + record.run_ms + record.total_ms)
+        and 0 <= tokens_in <= MAX_COUNT
+        and 0 <= tokens_out <= MAX_COUNT
+        and 0 <= rows <= MAX_COUNT
+        and 0 <= attempts <= MAX_COUNT
+        and math.isfinite(queued + run + total)
         and 0 <= at < MAX_AT
+    ):
+        request_id, at, tokens_in, tokens_out, rows, queued, run, total, attempts = _mend(answer)
+    day = _day_of(int(at // DAY_SECONDS))
+    return (
+        request_id, at, day, track, status, code,
+        tokens_in, tokens_out, rows, queued, run, total, attempts,
+    )  # fmt: skip
+
+
+def _mend(answer: Answer) -> Answer:
+    request_id, at, tokens_in, tokens_out, rows, queued, run, total, attempts = answer
+    return (
+        _mend_text(request_id),
+        at if 0 <= at < MAX_AT else 0.0,
+        _mend_count(tokens_in),
+        _mend_count(tokens_out),
+        _mend_count(rows),
+        queued if math.isfinite(queued) else 0.0,
+        run if math.isfinite(run) else 0.0,
+        total if math.isfinite(total) else 0.0,
+        _mend_count(attempts),
     )
-    if not is_sound:
-        row = msgspec.structs.astuple(_mend(record))
-    return (*row[:2], _day_of(int(row[1] // DAY_SECONDS)), *row[2:])
 
 
-@lru_cache(maxsize=4096)
-def _is_sound(alike: tuple[str | int, ...]) -> bool:
-    """Whether all databases can keep these fields, which are the same in very many records."""
-    return all(
-        len(each) <= MAX_TEXT_CHARACTERS and "\0" not in each
-        if isinstance(each, str)
-        else 0 <= each <= MAX_COUNT
-        for each in alike
+def _mend_text(text: str) -> str:
+    return text.replace("\0", "�")[:MAX_TEXT_CHARACTERS]
+
+
+def _mend_count(count: int) -> int:
+    return min(max(count, 0), MAX_COUNT)
+
+
+@lru_cache(maxsize=MAX_TRACKS)
+def _find_track(alike: Alike) -> tuple[int, Alike]:
+    """The id of what rows have in common, the same in every process; and it, as it can be kept."""
+    kept: Any = tuple(
+        _mend_text(each) if isinstance(each, str) else _mend_count(each) for each in alike
     )
+    digest = sha256(msgspec.msgpack.encode(kept)).digest()
+    return int.from_bytes(digest[:8], "big") >> 1, kept
 
 
-def _mend(record: OutcomeRecord) -> OutcomeRecord:
-    fields: dict[str, Any] = msgspec.structs.asdict(record)
-    for name in _TEXTS:
-        fields[name] = fields[name].replace("\0", "�")[:MAX_TEXT_CHARACTERS]
-    for name in _COUNTS:
-        fields[name] = min(max(fields[name], 0), MAX_COUNT)
-    for name in _NUMBERS:
-        if not math.isfinite(fields[name]):
-            fields[name] = 0.0
-    if not 0 <= fields["at"] < MAX_AT:
-        fields["at"] = 0.0
-    return OutcomeRecord(**fields)
+def _track_fields(track: int, alike: Alike) -> dict[str, Any]:
+    return dict(zip(TRACK_FIELDS, (track, *alike), strict=True))
 
 
 @lru_cache(maxsize=64)
@@ -221,14 +275,12 @@ def _day_of(number: int) -> str:
     return datetime.fromtimestamp(number * DAY_SECONDS, UTC).strftime("%Y-%m-%d")
 
 
-def _fields_of(kind: str) -> tuple[str, ...]:
-    return tuple(name for name, each in OutcomeRecord.__annotations__.items() if each == kind)
-
-
-_TEXTS, _COUNTS, _NUMBERS = _fields_of("str"), _fields_of("int"), _fields_of("float")
-_PLACES = {name: place for place, name in enumerate(OutcomeRecord.__struct_fields__)}
-_ALIKE = slice(_PLACES["team_id"], _PLACES["code"] + 1)
-_COUNTED = slice(_PLACES["input_tokens"], _PLACES["rows"] + 1)
+def _sizes_below(folder: Path) -> dict[Path, int]:
+    sizes: dict[Path, int] = {}
+    for path in list_segments(folder):
+        with contextlib.suppress(FileNotFoundError):  # another process has read and removed it
+            sizes[path] = path.stat().st_size
+    return sizes
 
 
 def _keep_evidence(path: Path) -> None:
@@ -238,10 +290,18 @@ def _keep_evidence(path: Path) -> None:
         pass  # it is there already, or this file system has no links: the log tells enough
 
 
-def _batches(
-    records: Iterator[tuple[OutcomeRecord, int]],
-) -> Iterator[list[tuple[OutcomeRecord, int]]]:
-    while batch := list(islice(records, BATCH_RECORDS)):
+def _batches(frames: Iterator[Frame]) -> Iterator[list[Frame]]:
+    """Frames with `BATCH_RECORDS` records together, or a few more."""
+    batch: list[Frame] = []
+    count = 0
+    for frame in frames:
+        batch.append(frame)
+        content = frame[0]
+        count += len(content.answers) if isinstance(content, Answers) else 1
+        if count >= BATCH_RECORDS:
+            yield batch
+            batch, count = [], 0
+    if batch:
         yield batch
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wherry.storage.database import bump_revision, read_revisions
-from wherry.storage.tables import keys, ledger, ledger_offsets, teams
+from wherry.storage.tables import keys, ledger, ledger_offsets, ledger_tracks, teams
 
 KEYS: Final = "keys"
 """Name of the revision that grows with every change of a key."""
@@ -30,9 +30,9 @@ Fields = Mapping[str, Any]
 
 GROUPS = {
     "day": ledger.c.day,
-    "key": ledger.c.key_id,
-    "model": ledger.c.model,
-    "deployment": ledger.c.deployment,
+    "key": ledger_tracks.c.key_id,
+    "model": ledger_tracks.c.model,
+    "deployment": ledger_tracks.c.deployment,
 }
 """What usage can be grouped by, and the column of each."""
 
@@ -49,6 +49,8 @@ _SUMS = (
     _sum(ledger.c.output_tokens).label("output_tokens"),
     _sum(ledger.c.rows).label("rows"),
 )
+
+_LEDGER = ledger.join(ledger_tracks, ledger_tracks.c.id == ledger.c.track_id)
 
 
 def _insert_new(connection: Connection, table: Any) -> Any:
@@ -165,6 +167,11 @@ def forget_offset(connection: Connection, gateway: str, segment: str) -> None:
     )
 
 
+def add_tracks(connection: Connection, tracks: Sequence[Fields]) -> None:
+    """Insert what rows have in common, unless it is known."""
+    connection.execute(_insert_new(connection, ledger_tracks), tracks)
+
+
 def add_outcomes(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
     """Insert ledger rows whose request is not in it yet; tells how many were new.
 
@@ -208,13 +215,14 @@ def sum_usage(
     Of one key only, and of some deployments only, if these are given.
     """
     groups = [GROUPS[name].label(name) for name in by]
-    where = [ledger.c.team_id == team_id, ledger.c.day >= start, ledger.c.day <= end]
+    where = [ledger_tracks.c.team_id == team_id, ledger.c.day >= start, ledger.c.day <= end]
     if key_id:
-        where.append(ledger.c.key_id == key_id)
+        where.append(ledger_tracks.c.key_id == key_id)
     if deployments is not None:
-        where.append(ledger.c.deployment.in_(sorted(deployments)))
+        where.append(ledger_tracks.c.deployment.in_(sorted(deployments)))
     query = (
         select(*groups, *_SUMS)
+        .select_from(_LEDGER)
         .where(*where)
         .group_by(*(GROUPS[name] for name in by))
         .order_by(*(GROUPS[name] for name in by))
@@ -225,8 +233,10 @@ def sum_usage(
 
 def sum_since(connection: Connection, team_id: str, at: float, day: str) -> Fields:
     """Sums of a team's requests since a time, which is on `day`."""
-    query = select(*_SUMS).where(
-        ledger.c.team_id == team_id, ledger.c.day >= day, ledger.c.at >= at
+    query = (
+        select(*_SUMS)
+        .select_from(_LEDGER)
+        .where(ledger_tracks.c.team_id == team_id, ledger.c.day >= day, ledger.c.at >= at)
     )
     return _read_mappings(connection, query)[0]
 

@@ -79,11 +79,14 @@ Alike = tuple[str, str, str, str, int, str, str, str]
 """What does not: team, key, deployment, model, version, digest, door, task."""
 
 
-class _Answers(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Answers(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Several answers and what they have in common."""
+
     alike: Alike
     answers: list[Answer]
 
     def records(self) -> list[OutcomeRecord]:
+        """Each by itself."""
         alike = self.alike
         return [
             OutcomeRecord(
@@ -98,7 +101,7 @@ _ANSWERS = b"\x92"
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(OutcomeRecord).decode
-_decode_answers = msgspec.msgpack.Decoder(_Answers).decode
+_decode_answers = msgspec.msgpack.Decoder(Answers).decode
 
 
 def encode_frame(record: OutcomeRecord) -> bytes:
@@ -300,10 +303,25 @@ def report_damage(damage: Damage) -> None:
 def read_segment(
     path: Path, offset: int = 0, on_damage: Callable[[Damage], None] = report_damage
 ) -> Iterator[tuple[OutcomeRecord, int]]:
-    """The records from `offset` on, each with the offset to continue from.
+    """As `read_frames`, record by record.
 
-    Several answers of one frame have the same one until the last: what goes on from there sees them
-    again, but misses none.
+    Several answers of one frame have the same offset until the last: what goes on from there sees
+    them again, but misses none.
+    """
+    for content, start, end in read_frames(path, offset, on_damage):
+        if isinstance(content, OutcomeRecord):
+            yield content, end
+            continue
+        *others, last = content.records()
+        for record in others:
+            yield record, start
+        yield last, end
+
+
+def read_frames(
+    path: Path, offset: int = 0, on_damage: Callable[[Damage], None] = report_damage
+) -> Iterator[tuple[OutcomeRecord | Answers, int, int]]:
+    """What the frames from `offset` on hold, each with where it begins and where the next one does.
 
     Ends quietly at a torn tail. Damage before whole frames is reported and skipped.
 
@@ -327,16 +345,14 @@ def read_segment(
         found = _read_frame(data, position) or _find_frame(data, position + 1)
         if found is None:
             return
-        start, end, records = found
+        content, start, end = found
         if start > position:
             on_damage(Damage(path, base + position, start - position))
-        for record in records[:-1]:
-            yield record, base + start
-        yield records[-1], base + end
+        yield content, base + start, base + end
         position = end
 
 
-def _read_frame(data: bytes, start: int) -> tuple[int, int, list[OutcomeRecord]] | None:
+def _read_frame(data: bytes, start: int) -> tuple[OutcomeRecord | Answers, int, int] | None:
     body = start + _FRAME.size
     if body > len(data):
         return None
@@ -348,16 +364,15 @@ def _read_frame(data: bytes, start: int) -> tuple[int, int, list[OutcomeRecord]]
     if crc32(payload) != checksum:
         return None
     try:
-        if payload.startswith(_ANSWERS):
-            records = _decode_answers(payload).records()
-        else:
-            records = [_decode_record(payload)]
+        if not payload.startswith(_ANSWERS):
+            return _decode_record(payload), start, body + length
+        answers = _decode_answers(payload)
     except msgspec.MsgspecError:
         return None
-    return (start, body + length, records) if records else None
+    return (answers, start, body + length) if answers.answers else None
 
 
-def _find_frame(data: bytes, start: int) -> tuple[int, int, list[OutcomeRecord]] | None:
+def _find_frame(data: bytes, start: int) -> tuple[OutcomeRecord | Answers, int, int] | None:
     """The first whole frame at or after `start`."""
     zeros = data.find(b"\0\0", start + 2)
     while zeros >= 0:

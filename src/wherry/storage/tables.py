@@ -176,31 +176,40 @@ events = Table(
     sqlite_autoincrement=True,  # an id is never used again: clients resume after the last they saw
 )
 
+ledger_tracks = Table(
+    "ledger_tracks",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=False),
+    Column("team_id", Text, nullable=False, index=True),
+    Column("key_id", Text, nullable=False),
+    Column("deployment", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("door", Text, nullable=False),
+    Column("task", Text, nullable=False),
+)
+"""What very many rows of the ledger have in common; the id is made from it (`wherry.accounts.ledger`)."""
+
 ledger = Table(
     "ledger",
     metadata,
     Column("request_id", Text, primary_key=True),
     Column("at", Float, nullable=False),
     Column("day", Text, nullable=False),  # UTC, YYYY-MM-DD
-    Column("team_id", Text, nullable=False),
-    Column("key_id", Text, nullable=False),
-    Column("deployment", Text, nullable=False),
-    Column("model", Text, nullable=False, server_default=""),
-    Column("version", Integer, nullable=False, server_default="0"),
-    Column("digest", Text, nullable=False, server_default=""),
-    Column("door", Text, nullable=False, server_default=""),
-    Column("task", Text, nullable=False, server_default=""),
+    Column("track_id", Big, nullable=False),
     Column("status", Integer, nullable=False),
-    Column("code", Text, nullable=False, server_default=""),
-    Column("input_tokens", Big, nullable=False, server_default="0"),
-    Column("output_tokens", Big, nullable=False, server_default="0"),
-    Column("rows", Big, nullable=False, server_default="0"),
-    Column("queued_ms", Float, nullable=False, server_default="0"),
-    Column("run_ms", Float, nullable=False, server_default="0"),
-    Column("total_ms", Float, nullable=False, server_default="0"),
-    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("code", Text, nullable=False),
+    Column("input_tokens", Big, nullable=False),
+    Column("output_tokens", Big, nullable=False),
+    Column("rows", Big, nullable=False),
+    Column("queued_ms", Float, nullable=False),
+    Column("run_ms", Float, nullable=False),
+    Column("total_ms", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
     # one index: each costs every request
-    Index(None, "team_id", "day"),
+    Index(None, "track_id", "day"),
+    sqlite_with_rowid=False,
 )
 """What each request used; rows outlive the keys and deployments they name."""
 
