@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import ipaddress
 import os
 import shutil
@@ -40,6 +39,7 @@ from wherry.control.supervisor import UNFIT_STATUS, GatewayOrder, Supervisor
 from wherry.gateway.uplink import LoadReport, Question, Uplink
 from wherry.jobs.queue import JobQueue
 from wherry.jobs.trial import runtime_options
+from wherry.memory import settle_memory
 from wherry.models.registry.registry import Registry
 from wherry.settings import Settings, resolve_secret, worker_environment
 from wherry.storage.blobs import LocalBlobs
@@ -61,8 +61,6 @@ STOP_SECONDS = 20
 ROUTES_SECONDS = 10
 SPARE_FILES = 256
 """Descriptors that connections leave to links, journal and database."""
-COLLECTED_OBJECTS = 20_000
-"""New objects between two looks of the garbage collector."""
 
 
 # ------------------------------------------------------------------------------ main process
@@ -569,7 +567,7 @@ class GatewayProcess:
         routes = loop.create_task(self._uplink.has_routes.wait())
         await asyncio.wait([routes], timeout=ROUTES_SECONDS)
         routes.cancel()
-        spare_the_collector()
+        settle_memory()
         try:
             await make_http_server(config, self._platform.close).serve(sockets=[self._listener])
         finally:
@@ -618,16 +616,6 @@ class GatewayProcess:
             )
 
 
-def spare_the_collector() -> None:
-    """Let the garbage collector look only at what comes from now on, and not at each request.
-
-    A request leaves no circles behind, so that nearly all of its looking is for nothing.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECTED_OBJECTS, 20, 20)
-
-
 def raise_open_files(wanted: int) -> int:
     """Let this process open so many files, or as many as it may; how many that are."""
     import resource
@@ -641,10 +629,27 @@ def raise_open_files(wanted: int) -> int:
 
 
 def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:
-    """A uvicorn server that ends endless event streams before it waits for requests in flight."""
+    """A uvicorn server that ends endless event streams before it waits for requests in flight.
+
+    It wakes up once a second, for the date in its answers, and when it is told to stop; uvicorn's
+    own loop looks ten times a second whether it is.
+    """
     import uvicorn
 
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+
     class HttpServer(uvicorn.Server):
+        async def main_loop(self) -> None:
+            while not await self.on_tick(0):
+                timer = loop.call_later(1.0, told.set)
+                await told.wait()
+                timer.cancel()
+                told.clear()
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            super().handle_exit(sig, frame)
+            loop.call_soon_threadsafe(told.set)
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             on_shutdown()
             await super().shutdown(sockets)

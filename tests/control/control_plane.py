@@ -56,6 +56,11 @@ class BreakableDatabase(Database):
         with super().read() as connection:
             yield connection
 
+    def revisions(self) -> dict[str, int]:
+        if self.is_away:
+            raise errors.Unavailable("the database is away")
+        return super().revisions()
+
 
 class ControlPlane:
     """What a test drives."""
@@ -186,6 +191,11 @@ class ControlPlane:
         await self.wait(
             lambda: self.see(name).state == "ready" and self.see(name).replicas_ready == replicas
         )
+        await self.controller.catch_up()
+
+    async def wait_serving(self, name: str, version: str, seconds: float = WAIT_SECONDS) -> None:
+        """Wait until a version alone answers, and gateways know."""
+        await self.wait(lambda: self.see(name).rollout.serving == [version], seconds)
         await self.controller.catch_up()
 
     async def call(self, name: str, value: float = 1.0, **changes: Any) -> float:

@@ -93,7 +93,7 @@ def test_a_good_canary_takes_over_by_itself_and_no_request_fails(tmp_path: Path)
         callers = Callers(plane)
         await plane.wait(lambda: plane.see("m").rollout.phase == "canary")
         assert plane.see("m").rollout.candidate == "m@2"
-        await plane.wait(lambda: plane.see("m").rollout.serving == ["m@2"], 60)
+        await plane.wait_serving("m", "m@2", 60)
         await plane.wait(lambda: {each.version for each in plane.workers()} == {2})
         await callers.stop()
         assert callers.failures == []
@@ -132,6 +132,7 @@ def test_a_bad_canary_is_rolled_back_by_itself(
         callers = Callers(plane)
         await plane.wait(lambda: plane.see("m").rollout.phase == "rolled_back", 60)
         await plane.wait(lambda: {each.version for each in plane.workers()} == {1})
+        await plane.controller.catch_up()
         await callers.stop()
         assert why in plane.see("m").rollout.reason
         assert plane.see("m").state == "ready"
@@ -158,7 +159,7 @@ def test_what_was_decided_survives_a_restart_and_an_operator_may_decide_otherwis
         assert plane.deployments.users_of(plane.team, "m", 1) == ["m"], "it may not be removed"
         plane.add_model("m", TIMES.format(factor=5))
         await plane.apply("m", model="m@3")
-        await plane.wait(lambda: plane.see("m").rollout.serving == ["m@3"])
+        await plane.wait_serving("m", "m@3")
         assert await plane.call("m") == 5.0
 
     play(tmp_path, before)
@@ -181,7 +182,7 @@ def test_a_canary_goes_on_after_a_restart_with_what_it_has_shown(tmp_path: Path)
         assert (seen.phase, seen.candidate) == ("canary", "m@2")
         assert seen.requests > 30
         await plane.controller.order(plane.team, "m", "promote")
-        await plane.wait(lambda: plane.see("m").rollout.serving == ["m@2"])
+        await plane.wait_serving("m", "m@2")
         assert await plane.call("m") == 3.0
         with pytest.raises(errors.Conflict):
             await plane.controller.order(plane.team, "m", "promote")
@@ -197,7 +198,7 @@ def test_a_roll_back_to_a_warm_version_is_a_flip_of_routes(tmp_path: Path):
     async def story(plane: ControlPlane) -> None:
         rollout = Rollout(keep_warm_seconds=60.0)
         await begin(plane, TIMES.format(factor=3), rollout)
-        await plane.wait(lambda: plane.see("m").rollout.serving == ["m@2"])
+        await plane.wait_serving("m", "m@2")
         assert 50 < plane.see("m").rollout.warm_seconds <= 60
         assert plane.see("m").replicas_ready == 1, "a warm one serves nobody"
         assert await plane.call("m") == 3.0
@@ -229,6 +230,7 @@ def test_a_roll_back_to_a_version_that_is_not_loaded_surges(tmp_path: Path):
         callers = Callers(plane)
         await plane.controller.order(plane.team, "m", "rollback")
         await plane.wait(lambda: {each.version for each in plane.workers()} == {1})
+        await plane.controller.catch_up()
         await callers.stop()
         assert callers.failures == []
         assert set(callers.answers) == {2.0, 3.0}
@@ -253,11 +255,11 @@ def test_there_must_be_something_to_go_back_to(tmp_path: Path):
 def test_a_warm_version_ends_when_its_time_is_over_or_memory_is_needed(tmp_path: Path):
     async def story(plane: ControlPlane) -> None:
         await begin(plane, TIMES.format(factor=3), Rollout(keep_warm_seconds=2.0))
-        await plane.wait(lambda: plane.see("m").rollout.serving == ["m@2"])
+        await plane.wait_serving("m", "m@2")
         assert len(plane.workers("ready")) == 2
         await plane.wait(lambda: {each.version for each in plane.workers()} == {2})
         await plane.change("m", model="m@1", rollout=Rollout(keep_warm_seconds=600.0))
-        await plane.wait(lambda: plane.see("m").rollout.serving == ["m@1"])
+        await plane.wait_serving("m", "m@1")
         used = max(each.memory_mib for each in plane.workers())
         room_for_one_and_a_half = 10_100 - used - used // 2
         plane.add_model("big", TIMES.format(factor=7), memory_mib=room_for_one_and_a_half)

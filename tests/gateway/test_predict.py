@@ -141,6 +141,28 @@ def test_a_deadline_ends_the_wait_and_the_worker_stays(tmp_path: Path):
     play(tmp_path, story)
 
 
+def test_each_deadline_is_kept_whatever_others_are_watched(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        plane.route(await plane.start_worker(write_model(tmp_path / "bundle", SLOW)))
+        begun = time.monotonic()
+
+        async def seconds_until_out_of_time(timeout: float) -> float:
+            with pytest.raises(errors.TimedOut):
+                await plane.call(2.0, timeout_seconds=timeout)
+            return time.monotonic() - begun
+
+        assert await plane.call(0.0, timeout_seconds=0.1) == [0.0]
+        begun = time.monotonic()
+        # later ones first: what is due earlier must not wait for them, nor they for a newer one
+        timeouts = [30.0, 0.6, 0.9, 0.3]
+        waits = [asyncio.ensure_future(seconds_until_out_of_time(each)) for each in timeouts]
+        for wait, timeout in zip(waits[1:], timeouts[1:], strict=True):
+            assert timeout <= await wait < timeout + 0.2
+        waits[0].cancel()
+
+    play(tmp_path, story)
+
+
 def test_a_cancelled_request_that_has_not_started_never_runs(tmp_path: Path):
     async def story(plane: DataPlane) -> None:
         bundle = write_model(

@@ -81,6 +81,26 @@ def test_many_threads_count_without_losing_one(database: Database):
         assert read_revisions(connection) == {"models": 100}
 
 
+def test_revisions_are_those_of_now_and_as_any_read_tells_them(database: Database, tmp_path: Path):
+    assert database.revisions() == {}
+    other = Database.for_folder(tmp_path / "data")
+    for count in range(1, 4):
+        with other.write() as connection:
+            bump_revision(connection, "models")
+            if count == 3:  # what is not committed is not told, and does not make it wait
+                assert database.revisions() == {"models": 2}
+        assert database.revisions() == {"models": count}
+    other.close()
+    database.close()
+    assert database.revisions() == {"models": 3}
+    database.close()
+    for file in (tmp_path / "data").glob("wherry.db*"):
+        file.unlink()
+    (tmp_path / "data" / "wherry.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(Unavailable):
+        database.revisions()
+
+
 def test_the_settings_of_a_connection(database: Database):
     with database.read() as connection:
         values = [

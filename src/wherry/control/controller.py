@@ -25,7 +25,7 @@ from wherry.control.running import NO_TROUBLE, Order, Running
 from wherry.control.store import Desired
 from wherry.control.versions import Versions
 from wherry.gateway.route import DeploymentRoute, Snapshot
-from wherry.storage.database import Database, read_revisions
+from wherry.storage.database import Database
 from wherry.telemetry import get_logger
 from wherry.worker.sandbox.sandbox import Confinement
 
@@ -170,8 +170,7 @@ class Controller:
 
     async def _read_desired(self) -> None:
         def read() -> tuple[tuple[int, int], list[_Found]] | None:
-            with self._database.read() as connection:
-                revisions = read_revisions(connection)
+            revisions = self._database.revisions()
             seen = (revisions.get("deployments", 0), revisions.get("models", 0))
             if seen == self._revisions:
                 return None

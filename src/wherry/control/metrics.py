@@ -33,7 +33,7 @@ class MetricsHistory:
     """Points of every deployment; gateways that restart begin again at zero, which is noticed."""
 
     def __init__(self) -> None:
-        self._latest: dict[str, Snapshot] = {}
+        self._latest: dict[str, bytes] = {}
         self._gone = Snapshot()
         self._last: dict[str, _Totals] = {}
         self._points: dict[str, deque[tuple[Point, list[float], tuple[float, ...]]]] = {}
@@ -41,17 +41,17 @@ class MetricsHistory:
 
     def take(self, gateway: str, metrics: bytes) -> None:
         """The newest counts of one gateway process."""
-        self._latest[gateway] = decode_snapshot(metrics)
+        self._latest[gateway] = metrics  # decoded when somebody asks: few of them are looked at
 
     def forget(self, gateway: str) -> None:
         """A gateway process ended: its counts stay in the sums."""
         latest = self._latest.pop(gateway, None)
         if latest is not None:
-            self._gone = merge([self._gone, latest])
+            self._gone = merge([self._gone, decode_snapshot(latest)])
 
     def total(self) -> Snapshot:
         """Counts of all gateways."""
-        return merge([self._gone, *self._latest.values()])
+        return merge([self._gone, *map(decode_snapshot, self._latest.values())])
 
     def tick(self) -> None:
         """Make the next points, if it is time."""

@@ -16,7 +16,7 @@ from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.doors.route import Inquiry, Response
 from wherry.gateway.authenticate import Authenticator
-from wherry.storage.database import Database, read_revisions
+from wherry.storage.database import Database
 
 MAX_STREAMS = 500
 """Of one gateway."""
@@ -82,8 +82,7 @@ class Revisions:
             await asyncio.sleep(POLL_SECONDS)
 
     def _read(self) -> dict[str, int]:
-        with self._database.read() as connection:
-            return read_revisions(connection) or {"": 0}
+        return self._database.revisions() or {"": 0}
 
 
 class Streams:

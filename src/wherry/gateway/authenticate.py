@@ -252,10 +252,11 @@ class Authenticator:
         self._heard_at = started_at
 
     def _read_changes(self, since: int | None) -> tuple[int, list[tuple[str, bool]]]:
+        revision = self._database.revisions().get(store.KEYS, 0)
+        if since is None or revision <= since:
+            return revision, []
         with self._database.read() as connection:
             revision = store.read_keys_revision(connection)
-            if since is None or revision <= since:
-                return revision, []
             rows = store.list_changed_keys(connection, since)
         return revision, [(row.id, row.revoked_at is not None) for row in rows]
 

@@ -7,6 +7,7 @@ the worker decodes, prepares, batches, runs, encodes → settle → reply. The b
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from functools import partial
 
 from wherry import errors
 from wherry.accounts.keys import Principal
+from wherry.frames import Payload, size_of
 from wherry.gateway.admit import Inbound, LoadGuard, find_deployment, timeout_of
 from wherry.gateway.exchange import Exchange, OnEnd
 from wherry.gateway.link import WorkerLink
@@ -41,6 +43,7 @@ log = get_logger("gateway")
 
 QueueKey = tuple[str, str, int, str]
 TICK_SECONDS = 0.05
+"""Deadlines within it are looked after together."""
 PING_SECONDS = 1.0
 STUCK_SECONDS = 5.0
 LOOK_SECONDS = 0.25
@@ -83,7 +86,12 @@ class Gateway:
             lambda: next(self._numbers),
         )
         self._wheel: dict[int, set[Exchange]] = {}
-        self._last_tick = int(time.monotonic() / TICK_SECONDS)
+        """Requests by the tick in which their deadlines have passed."""
+        self._ticks: list[int] = []
+        """A heap of the wheel's."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """For the first of them in which something may have to end."""
+        self._alarm_tick = 0
 
     # ------------------------------------------------------------------ the story
 
@@ -132,23 +140,24 @@ class Gateway:
         )
 
     def follow(
-        self, track: Track, request_id: str, body: bytes, on_end: OnEnd | None = None
+        self, track: Track, request_id: str, body: Payload, on_end: OnEnd | None = None
     ) -> Exchange:
         """As `predict`, for one whose track is known."""
         now = time.monotonic()
+        size = len(body) if body.__class__ is bytes else size_of(body)
         reserved = self.settler.reserve(track, now)
         try:
-            self.guard.enter(track.load, track.deployment, len(body))
+            self.guard.enter(track.load, track.deployment, size)
         except errors.WherryError:
             self.settler.release(track, reserved, now)
             raise
         number = next(self._numbers)
-        exchange = Exchange(number, request_id, track, body, now, self._settle, on_end)
+        exchange = Exchange(number, request_id, track, body, size, now, self._settle, on_end)
         exchange.reserved = reserved
         tick = int(exchange.deadline / TICK_SECONDS) + 1
         slot = self._wheel.get(tick)
         if slot is None:
-            slot = self._wheel[tick] = set()
+            slot = self._open_slot(tick)
         slot.add(exchange)  # so that it ends by its deadline
         exchange.slot = slot
         if track.deployment.shadows:
@@ -270,20 +279,19 @@ class Gateway:
     # ------------------------------------------------------------------ time
 
     async def run(self) -> None:
-        """Deadlines, pings and hung workers, until cancelled."""
-        next_ping = next_look = last = 0.0
+        """Pings and hung workers, until cancelled."""
+        next_ping = last = 0.0
         while True:
-            await asyncio.sleep(TICK_SECONDS)
-            self._expire()
+            # what begins only then is hardly overdue (`OVERDUE_SECONDS`) at the next look
+            is_idle = not any(link.outstanding for link in self._links())
+            await asyncio.sleep(PING_SECONDS if is_idle else LOOK_SECONDS)
             now = time.monotonic()
             if last and now - last > PAUSE_SECONDS:
                 for link in self._links():
                     link.forgive_silence()
             last = now
-            if now >= next_look:
-                next_look = now + LOOK_SECONDS
-                self._look_for_hangs(now)
-            if now >= next_ping:
+            self._look_for_hangs(now)
+            if is_idle or now >= next_ping:
                 next_ping = now + PING_SECONDS
                 self._wake_what_is_waited_for()
                 for link in self._links():
@@ -301,21 +309,43 @@ class Gateway:
                 if why:
                     self.tell_hung(link.route.id, why)
 
+    def _open_slot(self, tick: int) -> set[Exchange]:
+        slot = self._wheel[tick] = set()
+        heapq.heappush(self._ticks, tick)
+        if self._alarm is None or tick < self._alarm_tick:
+            self._set_alarm(tick)
+        return slot
+
+    def _set_alarm(self, tick: int) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        seconds = tick * TICK_SECONDS - time.monotonic() + 0.001  # timers may ring a little early
+        self._alarm = asyncio.get_running_loop().call_later(max(0.0, seconds), self._expire)
+        self._alarm_tick = tick
+
     def _expire(self) -> None:
-        tick = int(time.monotonic() / TICK_SECONDS)
-        for passed in range(self._last_tick, tick + 1):
-            for exchange in list(self._wheel.pop(passed, ())):
-                if exchange.is_done:
-                    continue
-                if exchange.link is not None:
-                    exchange.link.cancel(exchange)
-                exchange.fail(
-                    errors.TimedOut(
-                        f"no answer from deployment {exchange.deployment.name!r} in time",
-                        hint="raise the timeout, or send less at once",
-                    )
-                )
-        self._last_tick = tick + 1
+        """End what is out of time; then look again only when something else may be."""
+        self._alarm = None
+        now = int(time.monotonic() / TICK_SECONDS)
+        try:
+            while self._ticks and (self._ticks[0] <= now or not self._wheel[self._ticks[0]]):
+                for exchange in list(self._wheel.pop(heapq.heappop(self._ticks))):
+                    self._time_out(exchange)
+        finally:
+            if self._ticks:
+                self._set_alarm(self._ticks[0])
+
+    def _time_out(self, exchange: Exchange) -> None:
+        if exchange.is_done:
+            return
+        if exchange.link is not None:
+            exchange.link.cancel(exchange)
+        exchange.fail(
+            errors.TimedOut(
+                f"no answer from deployment {exchange.deployment.name!r} in time",
+                hint="raise the timeout, or send less at once",
+            )
+        )
 
     # ------------------------------------------------------------------ how it is
 
@@ -360,6 +390,8 @@ class Gateway:
     def close(self) -> None:
         """End all links; what is in flight fails, and is recorded."""
         self._shadows.close()
+        if self._alarm is not None:
+            self._alarm.cancel()
         for exchange in [each for slot in self._wheel.values() for each in slot]:
             exchange.fail(errors.Unavailable("the gateway is stopping", hint="repeat in a moment"))
         for queue in self._queues.values():

@@ -120,8 +120,7 @@ class Jobs:
 
     def revision(self) -> int:
         """Grows with every change; cheap to ask."""
-        with self._database.read() as connection:
-            return store.read_revision(connection)
+        return self._database.revisions().get(store.REVISION, 0)
 
     def active(self) -> list[JobRecord]:
         """Queued and running jobs of all teams, oldest first."""

@@ -28,7 +28,8 @@ from wherry.storage.database import Database
 from wherry.telemetry import get_logger
 
 MAX_RUNNERS = 2
-POLL_SECONDS = 0.3
+POLL_SECONDS = 1.0
+"""Gateways tell of new jobs at once; this is for what they could not tell."""
 PROGRESS_SECONDS = 0.25
 RETRY_SECONDS = 1.0
 MAX_JOB_SECONDS = 24 * 3600.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, false, func, insert, select, true, update
 
-from wherry.storage.database import bump_revision, read_revisions
+from wherry.storage.database import bump_revision
 from wherry.storage.tables import jobs, versions
 
 REVISION = "jobs"
@@ -84,11 +84,6 @@ def delete_finished(connection: Connection, keep: int, team_id: str | None = Non
         select(jobs.c.id).where(*where).order_by(jobs.c.id.desc()).offset(keep).limit(1)
     ).scalar_subquery()
     return connection.execute(delete(jobs).where(*where, jobs.c.id <= newest_of_the_old)).rowcount
-
-
-def read_revision(connection: Connection) -> int:
-    """How often any job has changed."""
-    return read_revisions(connection).get(REVISION, 0)
 
 
 def list_environments(connection: Connection) -> set[str]:

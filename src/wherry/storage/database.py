@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ from types import ModuleType
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    PoolProxiedConnection,
+    create_engine,
+    event,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -34,6 +44,8 @@ SQLITE_ERROR = 1
 DAMAGED = (11, 26)
 """SQLite's codes for a file that is damaged, or no database."""
 
+_READ_REVISIONS = "SELECT name, value FROM revisions"
+
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -42,6 +54,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._engine = _create_engine(_parse_url(url))
+        self._watcher: PoolProxiedConnection | None = None
+        """Only ever asks for revisions."""
+        self._watcher_lock = threading.Lock()
 
     @classmethod
     def for_folder(cls, folder: Path, url: str = "") -> Database:
@@ -87,6 +102,30 @@ class Database:
             with connection.begin():
                 yield connection
 
+    def revisions(self) -> dict[str, int]:
+        """As `read_revisions`, at a fifth of its cost: several watchers ask all the time.
+
+        Raises:
+            Unavailable: as `read`.
+        """
+        if self.file is not None:
+            with self._watcher_lock:
+                try:
+                    if self._watcher is None:
+                        self._watcher = self._engine.raw_connection()
+                    cursor = self._watcher.cursor()
+                    cursor.execute(_READ_REVISIONS)  # no BEGIN: one statement is its own view
+                    return dict(cursor.fetchall())
+                except Exception:  # noqa: BLE001  whatever it is, the long way tells it better
+                    self._drop_watcher()
+        with self.read() as connection:
+            return read_revisions(connection)
+
+    def _drop_watcher(self) -> None:
+        if self._watcher is not None:
+            self._watcher.invalidate()
+            self._watcher = None
+
     def migrate(self) -> None:
         """Bring the tables up to date; cheap when they are.
 
@@ -100,6 +139,9 @@ class Database:
 
     def close(self) -> None:
         """Close every idle connection."""
+        if self._watcher_lock.acquire(blocking=False):  # one that hangs is not waited for
+            self._drop_watcher()
+            self._watcher_lock.release()
         self._engine.dispose()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ MAX_WAITING = 10_000
 MAX_WAITING_EVER = 50_000
 """Frames; beyond this, records of requests in flight are refused too."""
 SYNC_DELAY_SECONDS = 0.025
+"""From a write to the start of its sync, which may take as long as is left of 50 ms."""
 PROBE_SECONDS = 0.5
 
 Durability = Literal["process", "power"]
@@ -47,9 +49,10 @@ _log = get_logger("journal")
 class JournalWriter:
     """Writes the records of one gateway; made and used in the thread of one event loop.
 
-    Records of one tick of the loop, or of one read of a worker's answers, leave in one write. With durability `process` they are safe
-    from then on (the kernel has them) and on disk within 50 ms. With `power` they are safe when
-    the disk has them; while one sync runs, the next batch gathers.
+    Records of one tick of the loop, or of one read of a worker's answers, leave in one write. With
+    durability `process` they are safe from then on (the kernel has them) and on disk within 50 ms:
+    a thread waits and syncs by itself, so that the loop never wakes up for it. With `power` they
+    are safe when the disk has them; while one sync runs, the next batch gathers.
     """
 
     def __init__(
@@ -75,7 +78,6 @@ class JournalWriter:
         self._waiting: list[OnDurable] = []
         self._is_flush_planned = False
         self._is_sync_planned = False  # in mode `power`: a batch is with the thread
-        self._has_unsynced = False
         self._is_renewing = False
         self._is_closed = False
         self._error: OSError | None = None
@@ -184,23 +186,10 @@ class JournalWriter:
         self._flush()
 
     def _sync_soon(self) -> None:
-        if self._is_sync_planned:
-            self._has_unsynced = True
-        else:
+        """Let the thread sync what has just been written, if it is not about to."""
+        if not self._is_sync_planned:
             self._is_sync_planned = True
-            self._loop.call_later(SYNC_DELAY_SECONDS, self._start_sync)
-
-    def _start_sync(self) -> None:
-        self._has_unsynced = False
-        self._jobs.put(partial(self._sync, self._segment))
-
-    def _finish_sync(self, error: OSError | None) -> None:
-        self.syncs += 1
-        self._is_sync_planned = False
-        if error is not None:
-            self._fail(error)
-        if self._has_unsynced:
-            self._sync_soon()
+            self._jobs.put(partial(self._sync_at, time.monotonic() + SYNC_DELAY_SECONDS))
 
     def _fail(self, error: OSError) -> None:
         self.failures += 1
@@ -261,13 +250,16 @@ class JournalWriter:
             count, error = 0, sync_error
         self._loop.call_soon_threadsafe(self._settle_synced, waiting, count, error)
 
-    def _sync(self, segment: Segment) -> None:
-        error: OSError | None = None
+    def _sync_at(self, due: float) -> None:
+        if not self._is_closed:
+            time.sleep(max(0.0, due - time.monotonic()))
+        # first: what is written from here on finds no sync planned, and plans the next one
+        self._is_sync_planned = False
         try:
-            segment.sync()
-        except OSError as sync_error:
-            error = sync_error
-        self._loop.call_soon_threadsafe(self._finish_sync, error)
+            self._segment.sync()
+        except OSError as error:
+            self._loop.call_soon_threadsafe(self._fail, error)
+        self.syncs += 1
 
     def _open_segment(self) -> None:
         try:

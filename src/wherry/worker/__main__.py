@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import itertools
 import os
 import signal
@@ -17,13 +16,12 @@ from pathlib import Path
 import msgspec
 
 from wherry import errors
+from wherry.memory import settle_memory
 from wherry.worker.loop import Worker
 from wherry.worker.sandbox.sandbox import SOCKET_RUNTIMES, seal, seal_sockets
 from wherry.worker.spec import Report, WorkerConfig
 
 HEARTBEAT_SECONDS = 1.0
-COLLECTED_OBJECTS = 20_000
-"""New objects between two looks of the garbage collector; requests leave no circles behind."""
 BEATS_A_MEASUREMENT = 10
 """The kernel walks all pages to say how much memory is ours: milliseconds for a large model."""
 
@@ -99,9 +97,7 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
         return report_failure(reports, error)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECTED_OBJECTS, 20, 20)
+    settle_memory()
     listener = socket.socket(fileno=listen_fd)
     listener.setblocking(False)
     loop.add_reader(listen_fd, lambda: accept_all(listener, worker))
