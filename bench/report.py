@@ -238,8 +238,8 @@ def chat(found: Mapping[str, Any], pictures: Path) -> str:
         [
             "## Chat\n",
             f"SmolLM2 135M against the bare llama.cpp library in a process of its own, in "
-            f"{found['rounds']} paired rounds and {found['pairs']} pairs for the first token, on all "
-            "cores.\n",
+            f"{found['rounds']} paired rounds, and {found['pairs']} pairs of short prompts for the "
+            "first token, on all cores.\n",
             judged(lines),
         ]
     )

@@ -87,6 +87,8 @@ def judge_small_json(results: Results) -> list[Line]:
     return lines
 
 
+NOISE = 0.97
+"""What two servers that are the same may differ by."""
 UNBATCHED = ("fastapi-lean", "mosec", "litserve-fast", "mlserver-lean")
 BATCHED = ("mosec-batch", "litserve-batch", "mlserver-batch", "bentoml-batch", "pytriton",
            "ray-batch")  # fmt: skip
@@ -105,7 +107,9 @@ def judge_embeddings(found: Mapping[str, Any]) -> list[Line]:
             lines.append(at_least(text, wanted, ours, limit))
             single = figure(results, "wherry-single", count, "requests_per_second")
             text = f"{precision}, {count} connections, against our own batches of one"
-            lines.append(at_least(text, 1.0, ours, single))
+            if precision == "int8":
+                text += " (it must run one by one anyway: twice the same, within noise)"
+            lines.append(at_least(text, 1.0 if precision == "fp32" else NOISE, ours, single))
     results = found.get("fp32", {}).get("results", [])
     ours = figure(results, "wherry", 64, "requests_per_second")
     for names, wanted, text in (

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wherry.frames import COALESCE_BYTES, PREFIX, Connection, Frame, Kind, pack, prove
+from wherry.frames import (
+    ALIGNED_BYTES,
+    COALESCE_BYTES,
+    PREFIX,
+    Connection,
+    Frame,
+    Kind,
+    pack,
+    prove,
+    size_of,
+)
 
 
 class Receiver:
@@ -123,17 +134,70 @@ def test_a_slow_reader_gets_everything_in_the_end():
         left, right = socket.socketpair()
         receiver, sender = Receiver(), Receiver()
         writing = Connection(left, sender.on_frame, sender.on_close)
-        for number in range(50):
+        for number in range(150):  # more than a kernel keeps for us
             writing.send(Kind.CHUNK, number, payload=bytes(100_000))
         assert writing.unsent_bytes > 1_000_000
         reading = Connection(right, receiver.on_frame, receiver.on_close)
-        await settle(receiver, 50)
+        await settle(receiver, 150)
         writing.close()
         reading.close()
         return receiver
 
     receiver = asyncio.run(run())
-    assert [frame[1] for frame in receiver.frames] == list(range(50))
+    assert [frame[1] for frame in receiver.frames] == list(range(150))
+
+
+def test_a_body_in_pieces_arrives_as_one():
+    async def run() -> Receiver:
+        left, right = socket.socketpair()
+        receiver, sender = Receiver(), Receiver()
+        reading = Connection(right, receiver.on_frame, receiver.on_close)
+        writing = Connection(left, sender.on_frame, sender.on_close)
+        pieces = tuple(bytes([number]) * 50_000 for number in range(100))
+        assert size_of(pieces) == 5_000_000
+        writing.send(Kind.REQUEST, 1, payload=pieces)
+        writing.send(Kind.REQUEST, 2, payload=(b"a", b"", b"b"))
+        writing.send(Kind.REQUEST, 3)
+        await settle(receiver, 3)
+        assert writing.unsent_bytes == 0
+        writing.close()
+        reading.close()
+        return receiver
+
+    receiver = asyncio.run(run())
+    assert [frame[1] for frame in receiver.frames] == [1, 2, 3]
+    assert [frame[3] for frame in receiver.frames] == [
+        b"".join(bytes([number]) * 50_000 for number in range(100)),
+        b"ab",
+        b"",
+    ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 70), st.binary(max_size=90))
+def test_the_numbers_of_a_large_frame_lie_where_numbers_may_be(at: int, header: bytes):
+    addresses: list[int] = []
+    payload = bytes(range(70)) + bytes(200_000)
+
+    async def run() -> Receiver:
+        left, right = socket.socketpair()
+        receiver, sender = Receiver(), Receiver()
+
+        def take(frame: Frame) -> None:
+            receiver.on_frame(frame)
+            addresses.append(ctypes.addressof(ctypes.c_char.from_buffer(frame.payload, at)))
+
+        reading = Connection(right, take, receiver.on_close, None, lambda _: at)
+        writing = Connection(left, sender.on_frame, sender.on_close)
+        writing.send(Kind.REQUEST, 1, header, payload)
+        await settle(receiver, 1)
+        writing.close()
+        reading.close()
+        return receiver
+
+    receiver = asyncio.run(run())
+    assert receiver.frames[0][3] == payload
+    assert addresses[0] % ALIGNED_BYTES == 0
 
 
 def test_a_proof_depends_on_role_worker_and_both_nonces():

@@ -22,6 +22,7 @@ Invariants that both sides rely on:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -40,12 +41,22 @@ COALESCE_BYTES = 64 << 10
 """Frames up to this size are joined per loop tick; larger ones are sent as they are (joining
 large ones is measurably harmful: the copies serialise)."""
 READ_BYTES = 64 << 10
+SOCKET_BYTES = 4 << 20
+"""What the kernel may hold for the peer, as far as it lets us: a tensor leaves in one call."""
+ALIGNED_BYTES = 16
+"""Where the C library puts a large block, and where any number may be."""
 DRAIN_POLL_SECONDS = 0.005
 
 DRAINING = "draining"
 """Code of a FAILURE that is none: the worker is stopping and has not run the request."""
 
 encode = msgspec.msgpack.Encoder().encode
+
+Pieces = tuple[bytes, ...]
+"""A large body in the pieces in which it came: joining them would cost a copy."""
+Payload = bytes | bytearray | memoryview | Pieces
+FindBinary = Callable[[memoryview], int]
+"""Told the header of a large frame: at which byte of its payload numbers begin; 0 if none do."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
 """What a worker counts; checked on arrival, since workers are not trusted."""
@@ -223,6 +234,13 @@ def pack(kind: Kind, request_id: int = 0, header: Any = None) -> bytes:
     return PREFIX.pack(len(head), kind, 0, len(head), request_id) + head
 
 
+def size_of(payload: Payload) -> int:
+    """Bytes of a payload."""
+    if isinstance(payload, tuple):
+        return sum(map(len, payload))
+    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
+
+
 class Frame:
     """One frame as received; `payload` is a view that lives as long as the frame."""
 
@@ -250,6 +268,7 @@ class Connection:
         on_frame: Callable[[Frame], None],
         on_close: Callable[[], None],
         on_read: Callable[[], None] | None = None,
+        find_binary: FindBinary | None = None,
     ) -> None:
         """Read from now on.
 
@@ -259,15 +278,19 @@ class Connection:
             on_close: told once that nothing follows.
             on_read: told that all whole frames which had come are taken, for what is done once for
                 them all.
+            find_binary: lets a large frame lie in memory so that its numbers need not be moved.
         """
         connected.setblocking(False)
+        with contextlib.suppress(OSError):  # some systems refuse what they do not have
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self._socket = connected
         self.loop = asyncio.get_running_loop()
         self._on_frame = on_frame
         self._on_close = on_close
         self._on_read = on_read
+        self._find_binary = find_binary
         self._pending = b""
-        self._large: bytearray | None = None
+        self._large: memoryview | None = None
         self._large_filled = 0
         self._out: list[bytes | bytearray | memoryview] = []
         self.unsent_bytes = 0
@@ -288,7 +311,7 @@ class Connection:
         kind: Kind,
         request_id: int = 0,
         header: Any = None,
-        payload: bytes | bytearray | memoryview = b"",
+        payload: Payload = b"",
         *,
         now: bool = False,
     ) -> None:
@@ -296,13 +319,16 @@ class Connection:
         if self.closed or self._write_failed:
             return
         head = b"" if header is None else encode(header)
-        payload_bytes = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+        payload_bytes = len(payload) if payload.__class__ is bytes else size_of(payload)
         self._out.append(
             PREFIX.pack(len(head) + payload_bytes, kind, 0, len(head), request_id) + head
         )
         self.unsent_bytes += PREFIX.size + len(head) + payload_bytes
         if payload_bytes:
-            self._out.append(payload)
+            if isinstance(payload, tuple):
+                self._out += payload
+            else:
+                self._out.append(payload)
         if now or payload_bytes > COALESCE_BYTES:
             self.flush()
         elif not self._flush_scheduled:
@@ -386,7 +412,7 @@ class Connection:
             start = position + PREFIX.size
             if end - start < length:
                 if length > READ_BYTES:
-                    self._begin_large(view[position:], PREFIX.size + length)
+                    self._begin_large(view[position:], PREFIX.size + length, header_bytes)
                     position = end
                 break
             header_end = start + header_bytes
@@ -400,17 +426,22 @@ class Connection:
         if self._on_read is not None:
             self._on_read()
 
-    def _begin_large(self, begun: memoryview, total_bytes: int) -> None:
+    def _begin_large(self, begun: memoryview, total_bytes: int, header_bytes: int) -> None:
         # allocate once at the final size, so a 4 MB tensor is copied by the kernel only
         self._pending = b""
-        self._large = bytearray(total_bytes)
+        before = PREFIX.size + header_bytes
+        lead = 0  # bytes left free at the start, so that the numbers begin where they may
+        if self._find_binary is not None and len(begun) >= before:
+            numbers_at = before + self._find_binary(begun[PREFIX.size : before])
+            lead = -numbers_at % ALIGNED_BYTES
+        self._large = memoryview(bytearray(lead + total_bytes))[lead:]
         self._large[: len(begun)] = begun
         self._large_filled = len(begun)
 
     def _read_large(self) -> None:
         large = self._large
         assert large is not None
-        count = self._socket.recv_into(memoryview(large)[self._large_filled :])
+        count = self._socket.recv_into(large[self._large_filled :])
         if count == 0:
             self.reached_end = True
             self.close()
@@ -420,9 +451,8 @@ class Connection:
             return
         self._large = None
         _, kind, _, header_bytes, request_id = PREFIX.unpack_from(large)
-        view = memoryview(large)
         split = PREFIX.size + header_bytes
-        self._on_frame(Frame(kind, request_id, view[PREFIX.size : split], view[split:]))
+        self._on_frame(Frame(kind, request_id, large[PREFIX.size : split], large[split:]))
         if self._on_read is not None and not self.closed:
             self._on_read()
 

@@ -22,6 +22,8 @@ from wherry.frames import PREFIX, Call, Kind
 from wherry.worker.loop import Worker
 from wherry.worker.spec import WorkerConfig, WorkerSpec
 
+MANY = 3_000_000
+"""Numbers of an answer of 12 MB: more than a socket keeps for who does not read."""
 MODEL = """
 import numpy, os
 class Model:
@@ -204,7 +206,7 @@ def test_what_is_executed_was_started_for_a_gateway_that_does_not_read(tmp_path:
         gateway = RawGateway(worker.address, worker.id, worker.spec.token)
         gateway.shake_hands()
         # the first answer is far more than a socket holds, the second request has begun by then
-        gateway.socket.sendall(request(1, 400_000) + request(2) + request(3))
+        gateway.socket.sendall(request(1, MANY) + request(2) + request(3))
         wait_for(ledger, 3, 0.7)
         os.kill(worker.pid, signal.SIGKILL)
         started = {
@@ -226,7 +228,7 @@ def test_a_gateway_that_does_not_read_holds_up_the_others_for_a_moment_only(tmp_
         good = RawGateway(worker.address, worker.id, worker.spec.token)
         deaf.shake_hands()
         good.shake_hands()
-        deaf.socket.sendall(request(1, 400_000) + request(2) + request(3))
+        deaf.socket.sendall(request(1, MANY) + request(2) + request(3))
         wait_for(ledger, 2, 10)
         good.socket.sendall(request(7))
         assert final_frames(good, [7]) == {7: Kind.RESULT}
@@ -241,7 +243,7 @@ def test_a_gateway_that_reads_slowly_gets_everything(tmp_path: Path):
     def story(worker: WorkerHandle, ledger: Path) -> None:
         slow = RawGateway(worker.address, worker.id, worker.spec.token)
         slow.shake_hands()
-        slow.socket.sendall(request(1, 400_000) + request(2) + request(3))
+        slow.socket.sendall(request(1, MANY) + request(2) + request(3))
         wait_for(ledger, 1, 10)
         time.sleep(0.3)
         assert final_frames(slow, [1, 2, 3]) == dict.fromkeys((1, 2, 3), Kind.RESULT)

@@ -20,6 +20,8 @@ MAX_METERS = 100_000
 """More keys than a gateway's cache of keys holds."""
 MINUTE_SECONDS = 60.0
 CONCURRENCY_RETRY_SECONDS = 1.0
+SAID_SECONDS = 0.01
+"""Answers that leave together say the same of what the key has left."""
 NO_LIMITS = KeyLimits()
 _LINES = (
     b"x-ratelimit-limit-%(name)b: %(limit)d\r\n"
@@ -56,6 +58,8 @@ class KeyMeter:
 
     __slots__ = (
         "_buckets",
+        "_said",
+        "_said_at",
         "concurrency",
         "in_flight",
         "is_forgotten",
@@ -70,6 +74,7 @@ class KeyMeter:
         self.tokens = _make_bucket(limits.tokens_per_minute, share, now)
         self.concurrency = math.ceil(limits.concurrency * share)
         self.in_flight = 0
+        self._said, self._said_at = b"", -math.inf
         self.is_forgotten = False
         """Whether the key has another meter by now, or none."""
         self._buckets = [
@@ -121,6 +126,7 @@ class KeyMeter:
         if requests is not None:
             requests.level -= 1.0
         self.in_flight += 1
+        self._said_at = -math.inf
         return reserved
 
     def settle(self, tokens_bound: int, reserved: float, tokens_used: int, now: float) -> None:
@@ -134,9 +140,12 @@ class KeyMeter:
             tokens.refill(now)
             used = min(max(0, tokens_used), tokens_bound)
             tokens.level = min(tokens.level + reserved - used, tokens.capacity)
+            self._said_at = -math.inf
 
     def lines(self, now: float) -> bytes:
         """What the key has left, as header lines in OpenAI's names; none for what has no limit."""
+        if now - self._said_at < SAID_SECONDS:
+            return self._said
         found = b""
         for bucket, template in self._buckets:
             level, capacity = bucket.level + (now - bucket.filled_at) * bucket.rate, bucket.capacity
@@ -145,6 +154,7 @@ class KeyMeter:
             else:
                 reset = format_duration((capacity - level) / bucket.rate).encode()
                 found += template % (level if level > 0.0 else 0, reset)
+        self._said, self._said_at = found, now
         return found
 
     def is_idle(self, now: float) -> bool:

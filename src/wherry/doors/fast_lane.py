@@ -24,6 +24,7 @@ from wherry.accounts.keys import Principal
 from wherry.doors.http_guard import GuardedProtocol
 from wherry.doors.invoke import answer_lines
 from wherry.doors.route import Direct, Doors, Field, Row, check_permission
+from wherry.frames import Payload
 from wherry.gateway.admit import Inbound
 from wherry.gateway.authenticate import Authenticator, parse_bearer
 from wherry.gateway.exchange import Exchange
@@ -39,7 +40,7 @@ MAX_HOSTS = 1_000
 MAX_HEADS = 10_000
 END_OF_HEAD = b"\r\n\r\n"
 JOINED_BYTES = 16 << 10
-"""Larger bodies are written beside their head rather than copied behind it."""
+"""Pieces that are larger are passed on as they are rather than copied into one."""
 
 UNUSUAL = frozenset(
     {
@@ -237,7 +238,7 @@ class LaneCall:
 
     # ------------------------------------------------------------------ the request
 
-    def submit(self, body: bytes) -> None:
+    def submit(self, body: Payload) -> None:
         """The body is whole: let the gateway have it."""
         self.more_body = False
         lane = self.protocol.lane
@@ -433,7 +434,12 @@ class FastLaneProtocol(GuardedProtocol):
         self._is_receiving = False
         cycle.keep_alive = self._keeps_alive
         pieces, cycle.pieces = cycle.pieces, []
-        cycle.submit(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if len(pieces) == 1:
+            cycle.submit(pieces[0])
+        elif pieces and self._body_bytes >= len(pieces) * JOINED_BYTES:
+            cycle.submit(tuple(pieces))
+        else:
+            cycle.submit(b"".join(pieces))
 
     def end_call(self) -> None:
         """A request of the lane is answered: what waits behind it has its turn."""

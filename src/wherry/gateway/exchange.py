@@ -11,7 +11,7 @@ import msgspec
 
 from wherry import errors
 from wherry.accounts.keys import Principal
-from wherry.frames import Outcome, Usage
+from wherry.frames import Outcome, Payload, Usage
 from wherry.gateway.route import DeploymentRoute
 from wherry.gateway.track import Track
 
@@ -71,6 +71,7 @@ class Exchange:
         request_id: as clients and the journal know it.
         track: what it has in common with others.
         body: as it came.
+        size: of the body, bytes.
         now: monotonic.
         settle: see above.
         on_end: see above.
@@ -112,7 +113,8 @@ class Exchange:
         number: int,
         request_id: str,
         track: Track,
-        body: bytes | memoryview,
+        body: Payload,
+        size: int,
         now: float,
         settle: Callable[[Exchange, Callable[[Exception | None], None]], None],
         on_end: OnEnd | None = None,
@@ -122,9 +124,9 @@ class Exchange:
         self.track = track
         self.call = track.call
         self.version = track.version
-        self.body = body
-        """That of the request; once it is answered, that of the answer."""
-        self.size = len(body)
+        self.body: Any = body
+        """That of the request (a `Payload`); once it is answered, that of the answer."""
+        self.size = size
         self.admitted_at = now
         self.deadline = now + track.seconds
         self._settle = settle

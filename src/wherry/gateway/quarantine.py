@@ -27,7 +27,9 @@ def digest_of(exchange: Exchange) -> bytes:
     """What identifies an input to a version; its body must still be there."""
     about = f"{exchange.version.digest} {exchange.call.codec} "
     fingerprint = hashlib.blake2b(about.encode(), digest_size=16)
-    fingerprint.update(exchange.body)
+    body = exchange.body
+    for piece in body if isinstance(body, tuple) else (body,):
+        fingerprint.update(piece)
     return fingerprint.digest()
 
 

@@ -15,6 +15,7 @@ from copy import copy as copy_of
 import msgspec
 
 from wherry import errors
+from wherry.frames import Payload, size_of
 from wherry.gateway.exchange import Exchange
 from wherry.gateway.queue import MAX_SENDS, VersionQueue
 from wherry.gateway.route import DeploymentRoute, ShadowRoute
@@ -38,7 +39,7 @@ class Copy:
 
     __slots__ = ("body", "target")
 
-    def __init__(self, target: ShadowRoute, body: bytes | memoryview) -> None:
+    def __init__(self, target: ShadowRoute, body: Payload) -> None:
         self.target = target
         self.body = body
 
@@ -130,7 +131,7 @@ class Shadows:
         track.seconds = DEADLINE_SECONDS
         number, request_id = self._number(), f"shadow-{original.request_id}"
         now = time.monotonic()
-        exchange = Exchange(number, request_id, track, copy.body, now, ended)
+        exchange = Exchange(number, request_id, track, copy.body, original.size, now, ended)
         exchange.call = msgspec.structs.replace(
             original.call, request_id=request_id, version=track.pinned
         )
@@ -163,7 +164,7 @@ class Shadows:
         return self._find_tally(deployment.full_name, target.model, target.number, target.digest)
 
     def _forget(self, copy: Copy) -> None:
-        self._held_bytes -= len(copy.body)
+        self._held_bytes -= size_of(copy.body)
         self._copies -= 1
         copy.body = b""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wherry import errors, frames
-from wherry.frames import Failure, Kind, Outcome
+from wherry.frames import Call, Failure, Kind, Outcome
 from wherry.models.bundle import CODE_RUNTIMES, Bundle, open_bundle
 from wherry.models.codecs.catalog import find_codec
 from wherry.models.codecs.codec import Codec, Reply
@@ -28,8 +28,18 @@ from wherry.worker.spec import WorkerConfig
 
 INLINE_BYTES = 16 << 10
 """Larger bodies are decoded and prepared in a thread, so that one does not delay the others."""
+NUMBER_TASKS = frozenset({"tensor", "tabular-classification", "tabular-regression"})
+"""Tasks whose runtimes have nothing to prepare in an array."""
+SLOW_WORDS = (b"BYTES", b"BOOL", b"\\")
+"""What must be looked at element by element; and an escape, which may stand for anything."""
 SMALL_BYTES = 8 << 10
 """Smaller answers of a batch share a frame."""
+HELD_SECONDS = 0.03
+"""Longest that an answer waits for those of the next batches, in order to leave with them."""
+HELD_WAITING = 16
+"""Only while so many wait: then the processor is what all wait for, and waking others takes it."""
+MAX_LIGHT_BYTES = 8 << 20
+"""Looking at so many numbers takes milliseconds, however light each is."""
 PUSH_SECONDS = 1.0
 """A gateway that takes no byte for so long is given up, if a model waits for it that may run once."""
 
@@ -59,6 +69,7 @@ class Worker:
         self._batcher: Batcher[Work] = Batcher(1)
         self._is_running = False
         self._is_run_planned = False
+        self._letting_go: asyncio.TimerHandle | None = None
         self._pace = Pace(may_be_quick=self.bundle.manifest.runtime not in CODE_RUNTIMES)
         self.busy = BusyTime()
         self._slots = asyncio.Semaphore(1)
@@ -119,30 +130,52 @@ class Worker:
         """Decode and prepare a request, then let it wait for its turn."""
         if self.draining:
             self.fail(work, Failure(frames.DRAINING, "the worker is stopping"))
-        elif len(body) <= INLINE_BYTES:
-            try:
-                items = self._understand(work, body)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
-                self.fail(work, failure_of(error))
-                return
+            return
+        try:
+            is_light = len(body) <= INLINE_BYTES or self._is_light(work.call, body)
+            items = self._understand(work, body) if is_light else None
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
+            self.fail(work, failure_of(error))
+            return
+        if items is not None:
             self._admit(work, items)
-        else:
-            # a large body must not delay the small ones of others
-            def understood(result: asyncio.Future[Any]) -> None:
-                self._admit(work, *result.result())
-                self._run_soon()
+            return
 
-            future = self.loop.run_in_executor(
-                None, lambda: _attempt(lambda: self._understand(work, body))
-            )
-            future.add_done_callback(understood)
+        # a large body must not delay the small ones of others
+        def understood(result: asyncio.Future[Any]) -> None:
+            self._admit(work, *result.result())
+            self._run_soon()
+
+        future = self.loop.run_in_executor(
+            None, lambda: _attempt(lambda: self._understand(work, body))
+        )
+        future.add_done_callback(understood)
+
+    def find_binary(self, call: Call) -> int:
+        """At which byte of a request's body numbers begin; 0 if none do."""
+        find = getattr(self._find_codec(call), "find_binary", None)
+        return find(call) if find is not None else 0
+
+    def _is_light(self, call: Call, body: memoryview) -> bool:
+        """Whether a large body is understood in no time: it is numbers, as they are in memory."""
+        if len(body) > MAX_LIGHT_BYTES or self.task.name not in NUMBER_TASKS:
+            return False
+        binary_at = self.find_binary(call)
+        if not 0 < binary_at <= INLINE_BYTES:
+            return False
+        text = bytes(body[:binary_at])
+        return not any(each in text for each in SLOW_WORDS)
+
+    def _find_codec(self, call: Call) -> Codec:
+        codec = self._codecs.get(call.codec)
+        if codec is None:
+            codec = self._codecs[call.codec] = find_codec(call.codec)
+        return codec
 
     def _understand(self, work: Work, body: memoryview) -> list[Any]:
         """Items of the request; prepared ones for a batch runtime."""
         call = work.call
-        codec = self._codecs.get(call.codec)
-        if codec is None:
-            codec = self._codecs[call.codec] = find_codec(call.codec)
+        codec = self._find_codec(call)
         if codec.tasks and self.task.name not in codec.tasks:
             raise errors.InvalidInput(
                 f"the model {call.deployment!r} does {self.task.name}, which this endpoint "
@@ -370,8 +403,32 @@ class Worker:
             except Exception as fault:  # noqa: BLE001 - a runtime may give anything; others go on
                 self.fail(work, failure_of(fault))
         run_us = int((time.monotonic() - begun) * 1e6)
+        is_held = self._may_hold_answers()
         for peer in peers:
-            peer.send_gathered(run_us)
+            peer.send_gathered(run_us, is_held=is_held)
+        if not is_held:
+            self._let_go()
+        elif self._letting_go is None:
+            self._letting_go = self.loop.call_later(HELD_SECONDS, self._let_go)
+
+    def _may_hold_answers(self) -> bool:
+        """Whether answers may wait for those of the next batches.
+
+        A worker that dies before has them repeated, so it must be allowed to answer twice.
+        """
+        return (
+            self._is_running
+            and self._is_idempotent
+            and len(self._batcher) >= HELD_WAITING
+            and self.executor.last_seconds < HELD_SECONDS
+        )
+
+    def _let_go(self) -> None:
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+            self._letting_go = None
+            for peer in self.peers:
+                peer.send_gathered(0, is_held=False)
 
     def _take_result(self, work: Work, index: int, result: Any, peers: set[Peer] | None) -> None:
         if isinstance(result, ItemError):

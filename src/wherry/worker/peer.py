@@ -83,6 +83,10 @@ class Host(Protocol):
         """A request has come."""
         ...
 
+    def find_binary(self, call: Call) -> int:
+        """At which byte of a request's body numbers begin; 0 if none do."""
+        ...
+
     def run_waiting(self) -> None:
         """All requests that had come are accepted."""
         ...
@@ -108,12 +112,15 @@ class Peer:
         self.is_trusted = False
         self.presumes = False
         """Whether it takes every request for begun (see `wherry.frames`)."""
-        self.connection = Connection(connected, self._on_frame, self._on_close, host.run_waiting)
+        self.connection = Connection(
+            connected, self._on_frame, self._on_close, host.run_waiting, self._find_binary
+        )
         self.connection.max_frame_bytes = HELLO_BYTES
         self._host = host
         self._nonce = b""
         self._theirs = b""
         self._parts: list[Any] = []
+        self._batches: list[tuple[int, list[Any]]] = []
         loop = self.connection.loop
         self._timer = loop.call_later(HELLO_SECONDS, self._close_if_stranger)
 
@@ -132,6 +139,12 @@ class Peer:
         except Exception:  # noqa: BLE001 - a faulty frame costs its connection, not the worker
             traceback.print_exc(file=sys.stderr)
             self.connection.close()
+
+    def _find_binary(self, header: memoryview) -> int:
+        try:
+            return self._host.find_binary(decode_call(header))
+        except Exception:  # noqa: BLE001 - whatever is wrong is told when the frame is whole
+            return 0
 
     def _on_hello(self, frame: Frame) -> None:
         spec = self._host.spec
@@ -192,8 +205,16 @@ class Peer:
         """Keep a small answer until `send_gathered`, at the end of its batch."""
         self._parts.append(part)
 
-    def send_gathered(self, run_us: int) -> None:
-        """The answers of a batch."""
-        parts, self._parts = self._parts, []
-        if parts:
-            self.connection.send(Kind.RESULTS, 0, Batch(run_us), frames.encode(parts), now=True)
+    def send_gathered(self, run_us: int, *, is_held: bool) -> None:
+        """The answers of a batch; held ones leave with the first that are not."""
+        if self._parts:
+            self._batches.append((run_us, self._parts))
+            self._parts = []
+        if is_held or not self._batches:
+            return
+        batches, self._batches = self._batches, []
+        left = len(batches)
+        for ran_us, parts in batches:
+            left -= 1
+            encoded = frames.encode(parts)
+            self.connection.send(Kind.RESULTS, 0, Batch(ran_us), encoded, now=not left)

@@ -179,6 +179,20 @@ def test_raw_bytes_are_little_endian():
     assert raw_from_array(np.arange(6, dtype=np.uint8).reshape(2, 3).T) == b"\0\3\1\4\2\5"
 
 
+def test_raw_bytes_are_used_where_they_are_if_numbers_may_be_there():
+    memory = bytearray(64)
+    memory[:16] = np.array([1.0, 2.0]).tobytes()
+    array = array_from_raw("X", memoryview(memory)[:16], "FP64", [2])
+    assert np.shares_memory(array, np.frombuffer(memory, dtype=np.uint8))
+    array *= 2  # a model may write into what it is given
+    assert np.frombuffer(memory[:16]).tolist() == [2.0, 4.0]
+    odd = array_from_raw("X", memoryview(memory)[1:17], "FP64", [2])
+    assert odd.flags.aligned
+    assert not np.shares_memory(odd, np.frombuffer(memory, dtype=np.uint8))
+    fixed = array_from_raw("X", memoryview(bytes(memory))[:16], "FP64", [2])
+    assert fixed.flags.writeable
+
+
 def test_what_is_neither_text_nor_bytes_is_no_bytes_tensor():
     with pytest.raises(ModelFailed):
         raw_from_array(texts(1.5))

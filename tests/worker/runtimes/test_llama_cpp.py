@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -456,6 +457,21 @@ def test_a_tenant_never_gets_anothers_cache() -> None:
     assert (third, used) == (first, False)  # the longest unused
     fourth, used = table.take("a")
     assert (fourth, used) == (second, False)  # its own cache is gone: c has the slot
+
+
+def test_slots_in_use_follow_one_another() -> None:
+    table = SlotTable(8)
+    for turn in range(40):
+        taken = [table.take("a")[0] for _ in range(4)]
+        numbers = sorted(slot.number for slot in taken)
+        assert numbers == list(range(numbers[0], numbers[0] + 4)), turn
+        random.Random(turn).shuffle(taken)
+        for slot in taken:
+            table.give_back(slot)
+    taken = [table.take("a")[0] for _ in range(5)]
+    gone = sorted(taken, key=lambda slot: slot.number)[2]
+    table.give_back(gone)
+    assert table.take("b")[0] is gone  # the gap is filled first
 
 
 def test_nobody_shares_a_cache_with_the_nameless() -> None:

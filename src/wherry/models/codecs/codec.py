@@ -58,7 +58,11 @@ class StreamEncoder(Protocol):
 
 
 class Codec(Protocol):
-    """One request form of one protocol."""
+    """One request form of one protocol.
+
+    One whose bodies may end in numbers as they are in memory has `find_binary(call)` beside these:
+    at which byte they begin, or 0.
+    """
 
     tasks: frozenset[str]
     """Tasks it can speak; empty = every task (through tensors or plain JSON)."""

@@ -150,6 +150,12 @@ class InferenceCodec:
 
     tasks: frozenset[str] = frozenset()
 
+    def find_binary(self, call: Call) -> int:
+        """At which byte of the body the binary part begins; 0 if it has none that can be told."""
+        if "content-encoding" in call.headers:
+            return 0
+        return read_length(call.headers.get(HEADER_LENGTH, "")) or 0
+
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """Items of a request and what its answer should look like."""
         headers = call.headers
@@ -235,13 +241,18 @@ def split_body(body: memoryview, header_length: str | None) -> tuple[memoryview,
     """The JSON part and the binary part."""
     if header_length is None:
         return body, body[:0]
-    text = header_length.strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= 12):
-        raise InvalidInput(f"{HEADER_LENGTH} is not a number: {text[:40]!r}")
-    length = int(text)
+    length = read_length(header_length)
+    if length is None:
+        raise InvalidInput(f"{HEADER_LENGTH} is not a number: {header_length[:40]!r}")
     if length > len(body):
         raise InvalidInput(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
     return body[:length], body[length:]
+
+
+def read_length(text: str) -> int | None:
+    """The number in a header; None if it is none, or longer than that of any body."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
 
 
 def make_reply(head: bytes, tail: Sequence[bytes]) -> Reply:

@@ -131,23 +131,25 @@ class TabularClassification(TabularTask):
             return None
         output = outputs[0]
         labels, probabilities = output.labels or config.labels, output.probabilities
-        classes = output.classes.tolist()
+        classes: list[int] = output.classes.tolist()
         found: list[ListTensor] = []
         for spec in self.outputs(config):
             name = spec.name
-            if name == "probabilities" and probabilities is not None:
-                if probabilities.dtype != FP32 or probabilities.size >= MANY_FLOATS:
-                    return None
-                values = probabilities.ravel().tolist()
-                if not all(map(math.isfinite, values)):
-                    return None
-                found.append((name, "FP32", probabilities.shape, values))
-            elif name == "label" and labels:
+            if name == "label" and labels:
                 try:
                     names = [labels[index] for index in classes]
                 except IndexError:
                     return None
-                found.append((name, "BYTES", output.classes.shape, names))
+                found.append((name, "BYTES", (len(names),), names))
+            elif name == "class":
+                found.append((name, "INT64", (len(classes),), classes))
+            elif name == "probabilities" and probabilities is not None:
+                if probabilities.dtype != FP32 or probabilities.size >= MANY_FLOATS:
+                    return None
+                values = probabilities.ravel().tolist()
+                if not math.isfinite(sum(values)):
+                    return None
+                found.append((name, "FP32", probabilities.shape, values))
             else:
                 return None
         return found

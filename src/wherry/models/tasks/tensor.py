@@ -254,7 +254,11 @@ def rows_usage(rows: int) -> Usage:
 
 
 def array_from_raw(name: str, raw: memoryview, datatype: str, shape: Sequence[int]) -> Array:
-    """A tensor from its little-endian bytes, a copy; the length must fit the shape exactly."""
+    """A tensor from its little-endian bytes; the length must fit the shape exactly.
+
+    The array is the memory of `raw` itself if it may be written there and numbers can lie there, a
+    copy otherwise.
+    """
     count = count_elements(name, shape)
     kind = type_of(datatype)
     if kind.kind == "O":
@@ -266,7 +270,8 @@ def array_from_raw(name: str, raw: memoryview, datatype: str, shape: Sequence[in
         )
     if kind.kind == "b" and (np.frombuffer(raw, dtype=np.uint8) > 1).any():
         raise InvalidInput(f"tensor {name!r}: a BOOL is one byte, 0 or 1")
-    return np.frombuffer(raw, dtype=kind).reshape(shape).copy()
+    array = np.frombuffer(raw, dtype=kind).reshape(shape)
+    return array if array.flags.writeable and array.flags.aligned else array.copy()
 
 
 def bytes_from_raw(name: str, raw: memoryview, count: int) -> Array:
