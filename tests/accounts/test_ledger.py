@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from wherry.accounts.ledger import TRACK_FIELDS, Ledger, Totals, read_rows
+from wherry.accounts.ledger import Ledger, Totals, read_rows
 from wherry.client.schema import UsageRow
 from wherry.errors import InvalidInput
 from wherry.storage import tables
@@ -297,7 +297,7 @@ def test_values_no_database_takes_are_brought_into_range() -> None:
     )
     track, alike, (values,) = read_rows(record)
     row = dict(zip(tables.ledger.c.keys(), values, strict=True))
-    row |= dict(zip(TRACK_FIELDS, (track, *alike), strict=True))
+    row |= dict(zip(tables.ledger_tracks.c.keys(), (track, *alike), strict=True))
     assert (row["at"], row["day"], row["total_ms"], row["rows"]) == (
         0.0,
         "1970-01-01",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ from sklearn.datasets import load_iris
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from tests.worker.linked import load_worker, trusted_socket
 
 from wherry import frames
 from wherry.frames import Call, Connection, Frame, Kind
 from wherry.models.bundle import Manifest, encode_manifest
 from wherry.worker.executor import QUICK_RUNS
 from wherry.worker.loop import Worker
-from wherry.worker.spec import WorkerConfig, WorkerSpec
 
 BODY = msgspec.json.encode(
     {
@@ -40,16 +39,11 @@ class Gateway:
     """A gateway's side of a connection to a worker in this process."""
 
     def __init__(self, worker: Worker) -> None:
-        ours, theirs = socket.socketpair()
-        worker.connect(theirs)
-        (peer,) = worker.peers
-        peer.is_trusted = True
-        peer.connection.max_frame_bytes = frames.MAX_FRAME_BYTES
         self.said: list[tuple[Kind, object]] = []
         self.answers: list[Any] = []
-        self._socket = ours
+        self._socket = trusted_socket(worker)
         self._answered = asyncio.Event()
-        self._connection = Connection(ours, self._on_frame, lambda: None)
+        self._connection = Connection(self._socket, self._on_frame, lambda: None)
 
     def _on_frame(self, frame: Frame) -> None:
         kind = Kind(frame.kind)
@@ -107,21 +101,11 @@ def write_bundle(
     return folder
 
 
-async def load(folder: Path) -> Worker:
-    spec = WorkerSpec(
-        id="w", deployment="default/model", model="model", version=1, digest="", files=(),
-        token=b"t" * 32,
-    )  # fmt: skip
-    worker = Worker(WorkerConfig(spec=spec, bundle_folder=str(folder)))
-    await worker.load()
-    return worker
-
-
 def test_starts_are_presumed_once_batches_are_quick_and_never_of_one_that_runs_alone(
     tmp_path: Path,
 ):
     async def story() -> None:
-        worker = await load(write_bundle(tmp_path / "bundle", idempotent=True))
+        worker = await load_worker(write_bundle(tmp_path / "bundle", idempotent=True))
         gateway = Gateway(worker)
         assert await gateway.ask() == [(Kind.STARTED, [7])]
         for _ in range(10 * QUICK_RUNS):
@@ -143,7 +127,7 @@ def test_a_request_of_no_items_is_answered_with_none(tmp_path: Path):
     body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]}
 
     async def story() -> None:
-        worker = await load(
+        worker = await load_worker(
             write_bundle(tmp_path / "bundle", model=model, task="text-classification")
         )
         gateway = Gateway(worker)
@@ -158,7 +142,7 @@ def test_a_request_of_no_items_is_answered_with_none(tmp_path: Path):
 
 def test_small_requests_do_not_wait_for_a_large_one_to_come_in_whole(tmp_path: Path):
     async def story() -> None:
-        worker = await load(write_bundle(tmp_path / "bundle"))
+        worker = await load_worker(write_bundle(tmp_path / "bundle"))
         gateway = Gateway(worker)
         large = frames.PREFIX.pack(1 << 20, Kind.REQUEST, 0, 0, 9) + b"its beginning"
         pieces = frames.encode([(7, 10_000, BODY)])
@@ -175,7 +159,7 @@ def test_small_requests_do_not_wait_for_a_large_one_to_come_in_whole(tmp_path: P
 
 def test_nothing_is_presumed_of_a_version_that_may_not_answer_twice(tmp_path: Path):
     async def story() -> None:
-        worker = await load(write_bundle(tmp_path / "bundle", idempotent=False))
+        worker = await load_worker(write_bundle(tmp_path / "bundle", idempotent=False))
         gateway = Gateway(worker)
         for _ in range(3 * QUICK_RUNS):
             assert await gateway.ask() == [(Kind.STARTED, [7])]

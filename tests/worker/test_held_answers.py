@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 from tests.data_plane import write_model
+from tests.worker.linked import load_worker, trusted_socket
 
 from wherry import frames
 from wherry.frames import Call, Connection, Frame, Kind
 from wherry.worker.loop import HELD_SECONDS, Worker
-from wherry.worker.spec import WorkerConfig, WorkerSpec
 
 COUNT = 40
 MODEL = """
@@ -38,12 +37,7 @@ class Gateway:
     """Keeps what comes, in order."""
 
     def __init__(self, worker: Worker) -> None:
-        ours, theirs = socket.socketpair()
-        worker.connect(theirs)
-        (peer,) = worker.peers
-        peer.is_trusted = True
-        peer.connection.max_frame_bytes = frames.MAX_FRAME_BYTES
-        self.connection = Connection(ours, self._on_frame, lambda: None)
+        self.connection = Connection(trusted_socket(worker), self._on_frame, lambda: None)
         self.answers: dict[int, Any] = {}
         self.came_at: dict[int, float] = {}
         self.ends: list[int] = []
@@ -82,13 +76,7 @@ async def load(folder: Path, *, idempotent: bool) -> Worker:
     bundle = write_model(folder, MODEL, idempotent=idempotent)
     manifest = bundle / "wherry.toml"
     manifest.write_text(f"max_batch_rows = 1\n{manifest.read_text()}")
-    spec = WorkerSpec(
-        id="w", deployment="default/model", model="model", version=1, digest="", files=(),
-        token=b"t" * 32,
-    )  # fmt: skip
-    worker = Worker(WorkerConfig(spec=spec, bundle_folder=str(bundle)))
-    await worker.load()
-    return worker
+    return await load_worker(bundle)
 
 
 @pytest.mark.parametrize("idempotent", [True, False])

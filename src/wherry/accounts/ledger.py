@@ -45,9 +45,6 @@ MAX_USAGE_ROWS = 100_000
 MAX_TEXT_CHARACTERS = 256
 
 MAX_TRACKS = 4096
-TRACK_FIELDS = (
-    "id", "team_id", "key_id", "deployment", "model", "version", "digest", "door", "task"
-)  # fmt: skip
 
 Frame = tuple[OutcomeRecord | Answers, int, int]
 Row = tuple[Any, ...]
@@ -173,7 +170,7 @@ class Ledger:
                 rows += some
                 tracks[track] = alike
             with self._database.write() as connection:
-                store.add_tracks(connection, [_track_fields(*each) for each in tracks.items()])
+                store.add_tracks(connection, [(track, *alike) for track, alike in tracks.items()])
                 added += store.add_outcomes(connection, rows)
                 store.move_offset(connection, path.parent.name, path.name, batch[-1][2])
         for damage in damages:
@@ -263,10 +260,6 @@ def _find_track(alike: Alike) -> tuple[int, Alike]:
     )
     digest = sha256(msgspec.msgpack.encode(kept)).digest()
     return int.from_bytes(digest[:8], "big") >> 1, kept
-
-
-def _track_fields(track: int, alike: Alike) -> dict[str, Any]:
-    return dict(zip(TRACK_FIELDS, (track, *alike), strict=True))
 
 
 @lru_cache(maxsize=64)

@@ -167,9 +167,11 @@ def forget_offset(connection: Connection, gateway: str, segment: str) -> None:
     )
 
 
-def add_tracks(connection: Connection, tracks: Sequence[Fields]) -> None:
-    """Insert what rows have in common, unless it is known."""
-    connection.execute(_insert_new(connection, ledger_tracks), tracks)
+def add_tracks(connection: Connection, tracks: Sequence[tuple[Any, ...]]) -> None:
+    """Insert what rows have in common, unless it is known; values in the order of the columns."""
+    names = ledger_tracks.c.keys()
+    fields = [dict(zip(names, track, strict=True)) for track in tracks]
+    connection.execute(_insert_new(connection, ledger_tracks), fields)
 
 
 def add_outcomes(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> int:

@@ -40,7 +40,8 @@ MAX_HOSTS = 1_000
 MAX_HEADS = 10_000
 END_OF_HEAD = b"\r\n\r\n"
 JOINED_BYTES = 16 << 10
-"""Pieces that are larger are passed on as they are rather than copied into one."""
+"""Larger bodies of answers are written beside their head rather than copied behind it; a request's
+whose pieces are larger stays in pieces."""
 
 UNUSUAL = frozenset(
     {
