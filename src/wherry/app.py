@@ -191,6 +191,7 @@ class Server:
             on_hung=self._controller.kill_hung,
             on_silent=supervisor.end_hung,
             ask=self._answer,
+            is_gateway=supervisor.is_gateway,
         )
         self._controller.hub = self._hub
 

@@ -109,6 +109,7 @@ class ControlPlane:
             on_hung=self.controller.kill_hung,
             on_silent=self.hung.append,
             ask=self._answer,
+            is_gateway=lambda pid: pid == os.getpid(),
         )
         self.controller.hub = self.hub
         self.journal = JournalWriter(folder / "journal", "gateway-0")

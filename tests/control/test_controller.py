@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -421,5 +422,34 @@ def test_changes_under_load_lose_no_request(tmp_path: Path):
         await asyncio.gather(*callers)
         assert set(answers) == {2.0, 3.0}
         assert len(answers) > 100
+
+    play(tmp_path, story)
+
+
+STRANGER = """
+import socket, sys
+from wherry import frames
+from wherry.gateway.uplink import Join
+connected = socket.socket(socket.AF_UNIX)
+connected.connect(sys.argv[1])
+try:
+    connected.sendall(frames.pack(frames.Kind.JOIN, 0, Join("gateway 7", 1)))
+    heard = connected.recv(4096)
+except OSError:
+    heard = b""
+print("told", len(heard), "bytes")
+"""
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="the kernel does not tell who calls")
+def test_a_process_that_is_no_gateway_is_told_nothing(tmp_path: Path):
+    async def story(plane: ControlPlane) -> None:
+        await plane.wait(lambda: bool(plane.hub.lines))
+        stranger = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STRANGER, str(plane.address), stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await stranger.communicate()
+        assert said == b"told 0 bytes\n"
+        assert [line.name for line in plane.hub.lines] == ["gateway 0"]
 
     play(tmp_path, story)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ decode_epoch = msgspec.msgpack.Decoder(int).decode
 decode_wake = msgspec.msgpack.Decoder(tuple[str, str]).decode
 decode_hung = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
+PEER = struct.Struct("iII")
+"""What the kernel tells of a peer: process, user, group."""
 SILENT_SECONDS = 15.0
 """Gateways report twice a second; one that says nothing for so long hangs."""
 
@@ -83,6 +86,7 @@ class Hub:
         on_hung: a worker hangs (id, why), as a gateway sees it.
         on_silent: a gateway hangs (pid); its line is closed.
         ask: answers gateways' questions.
+        is_gateway: whether a process (pid) is one of ours; nobody else is listened to.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Hub:
         on_hung: Callable[[str, str], None],
         on_silent: Callable[[int], None],
         ask: Ask,
+        is_gateway: Callable[[int], bool],
     ) -> None:
         self.on_change = on_change
         self.on_nudge = on_nudge
@@ -102,6 +107,7 @@ class Hub:
         self.on_hung = on_hung
         self.on_silent = on_silent
         self._ask = ask
+        self._is_gateway = is_gateway
         self.lines: set[GatewayLine] = set()
         self.first_acknowledgement = asyncio.Event()
         """Set once a gateway works by real routes: the server answers."""
@@ -119,6 +125,12 @@ class Hub:
         try:
             connected, _ = self._listener.accept()
         except OSError:
+            return
+        # a model whose sandbox the operator switched off has our user, and could come by here
+        pid = pid_of_peer(connected)
+        if pid is not None and not self._is_gateway(pid):
+            log.warning("a stranger called at the controller's socket", pid=pid)
+            connected.close()
             return
         GatewayLine(self, connected)
 
@@ -191,3 +203,11 @@ class Hub:
         self._listener.close()
         for line in list(self.lines):
             line.connection.close()
+
+
+def pid_of_peer(connected: socket.socket) -> int | None:
+    """The process at the other end of a Unix socket, by the kernel's word; None where it has none."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+    return PEER.unpack(found)[0]

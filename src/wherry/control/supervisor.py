@@ -101,6 +101,10 @@ class Supervisor:
                 start_new_session=True,
             )
 
+    def is_gateway(self, pid: int) -> bool:
+        """Whether this process is a gateway that was started here."""
+        return any(process.pid == pid for process in self._processes.values())
+
     def end_hung(self, pid: int) -> None:
         """End a gateway that does not answer the controller; another one follows."""
         for process in self._processes.values():
