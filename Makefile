@@ -66,7 +66,7 @@ test-all: setup ## Every test this machine can run, fault campaigns by samples
 	$(BIN)/python -m pytest -m "not campaign"
 
 .PHONY: test-campaign
-test-campaign: setup ## Faults at every single byte, call and statement: half an hour or more
+test-campaign: setup ## Faults at every single byte, call and statement: minutes
 	$(BIN)/python -m pytest -m campaign
 
 .PHONY: bench
