@@ -14,7 +14,7 @@ Invariants that both sides rely on:
   STARTED for a request has not executed it. A worker whose batches take next to no time, and whose
   version may answer twice, spares itself most of these: after PRESUME every request it was sent
   counts as begun, until PRESUME is taken back.
-* REQUESTS and RESULTS are many small ones in one frame, because what they have in common, and the
+* REQUESTS, RESULTS and ROWS are many small ones in one frame, because what they have in common, and the
   handling of a frame, would cost more than they do. Each counts as if it had come alone.
 * Kinds that a side does not know are ignored; VERSION is checked in the hello.
 """
@@ -34,7 +34,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 PREFIX = struct.Struct("<IBBHQ")
 MAX_FRAME_BYTES = 1 << 31
 COALESCE_BYTES = 64 << 10
@@ -81,6 +81,7 @@ class Kind(enum.IntEnum):
     PRESUME = 19
     PING = 20
     PONG = 21
+    ROWS = 22
     # between gateway and controller
     JOIN = 30
     SNAPSHOT = 31
@@ -169,6 +170,16 @@ class Batch(msgspec.Struct, array_like=True):
 
 Part = tuple[int, Usage, Count, memoryview]
 """One answer of RESULTS: request id, usage, microseconds between arrival and start, body."""
+
+
+class Table(msgspec.Struct, array_like=True):
+    """Header of ROWS: answers of one row each, which began as they came and ran together."""
+
+    run_us: Count
+
+
+Row = tuple[int, memoryview]
+"""One answer of ROWS: request id, body. Its usage is one row."""
 
 
 class Failure(msgspec.Struct, array_like=True):

@@ -2,7 +2,8 @@
 
 One request after the other over one connection, in steady state: the counts are then the same on
 a busy machine as on an idle one, to the call. Timers fall into some of the batches; the cheapest
-batch has none.
+batch has none. And requests of many connections that come in one moment, which share what they can:
+the gateway is stopped while they are sent, so that it finds them all at once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ HALF_A_CALL = 0.5
 WARM_REQUESTS = 200
 BATCHES = 40
 BATCH_REQUESTS = 5
+CONNECTIONS = 32
+BURSTS = 100
 DEPLOYMENTS = 50
 KEYS = 5000
 RENEW = "WHERRY_RENEW_BOUNDS"
@@ -115,7 +118,7 @@ class Subject:
         }
         self.gateway = next(each for each, title in titles.items() if "gateway" in title)
         self.worker = next(each for each, title in titles.items() if "worker" in title)
-        self._connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        self._connection = self.connect()
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         tensor = {"name": "X", "datatype": "FP64", "shape": [1], "data": [1.0]}
         self._body = json.dumps({"inputs": [tensor]})
@@ -127,6 +130,22 @@ class Subject:
         body = response.read()
         assert response.status == 200, body
         self.worker_calls: float = json.loads(body)["outputs"][0]["data"][0]
+
+    def ask_at_once(self, connections: list[http.client.HTTPConnection]) -> None:
+        """One request over each connection, all of them there before the first is read."""
+        self.gateway.suspend()
+        try:
+            for connection in connections:
+                connection.request("POST", "/v2/models/cost/infer", self._body, self._headers)
+        finally:
+            self.gateway.resume()
+        for connection in connections:
+            response = connection.getresponse()
+            assert response.read()
+            assert response.status == 200
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(urlsplit(self.server.url).netloc, timeout=60)
 
     def gateway_calls(self) -> float:
         with socket.socket(socket.AF_UNIX) as peer:
@@ -168,6 +187,21 @@ def count_costs(subject: Subject) -> dict[str, float]:
     return {name: round(min(costs), 2) for name, costs in found.items()}
 
 
+def count_together(subject: Subject) -> float:
+    """Calls of the gateway for one of many requests that come in one moment."""
+    connections = [subject.connect() for _ in range(CONNECTIONS)]
+    try:
+        found: list[float] = []
+        for _ in range(BURSTS):
+            before = subject.gateway_calls()
+            subject.ask_at_once(connections)
+            found.append((subject.gateway_calls() - before) / CONNECTIONS)
+    finally:
+        for connection in connections:
+            connection.close()
+    return round(min(found), 2)
+
+
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     """A server with a model that counts, warm."""
@@ -198,7 +232,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_request_costs_no_more_than_its_bound(subject: Subject):
-    costs = count_costs(subject)
+    costs = count_costs(subject) | {"gateway_calls_together": count_together(subject)}
     if os.environ.get(RENEW):
         lines = [f"{name} = {cost}\n" for name, cost in costs.items()]
         BOUNDS.write_text("# Of one request; see test_request_cost.py.\n" + "".join(lines))

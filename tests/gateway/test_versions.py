@@ -260,7 +260,7 @@ def test_while_a_canary_is_judged_each_request_of_the_fast_lane_draws_its_versio
         plane.gateway.replace_routes(Snapshot(1, (deployment(50, 50, split="request"),)))
         lane = FastLane(cast("Any", None), plane.gateway, cast("Any", None), telemetry.Counter())
         passage = Passage(cast("Any", None), INFER, "model", "")
-        known = Known(passage, b"", {}, 10)
+        known = Known(passage, b"", {})
         tracks = [lane.find_track(known, PRINCIPAL, f"req-{n}") for n in range(40)]
         assert {track.version.number for track in tracks} == {1, 2}
         plane.gateway.replace_routes(Snapshot(2, (deployment(100, 0),)))

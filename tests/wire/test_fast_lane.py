@@ -5,9 +5,15 @@ That both ways answer alike in every detail of HTTP is what the conformance suit
 
 from __future__ import annotations
 
+import http.client
+import json
+import math
+import random
 import re
+import socket
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -100,3 +106,80 @@ def wait_for(live: LiveServer, least: int) -> int:
             return now
         last = now
     raise AssertionError(f"{last} requests took the lane, {least} should have")
+
+
+def connect(live: LiveServer) -> socket.socket:
+    address = urlsplit(live.url)
+    assert address.hostname
+    assert address.port
+    return socket.create_connection((address.hostname, address.port), timeout=30)
+
+
+def request_for(key: str, row: list[float]) -> bytes:
+    tensor = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": row}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def read_answer(connected: socket.socket) -> tuple[int, bytes]:
+    response = http.client.HTTPResponse(connected, method="POST")
+    response.begin()
+    return response.status, response.read()
+
+
+def test_requests_of_many_connections_in_one_moment_each_get_their_own_answer(
+    live: LiveServer,
+) -> None:
+    draw = random.Random(5)
+    rows = [[round(draw.random() * 7, draw.choice([1, 3])) for _ in range(4)] for _ in range(40)]
+    connections = [connect(live) for _ in rows]
+    try:
+        expected = []
+        for connected, row in zip(connections, rows, strict=True):
+            connected.sendall(request_for(live.key, row))
+            expected.append(read_answer(connected))
+        assert {status for status, _ in expected} == {200}
+        assert len({body for _, body in expected}) > 30
+        for _ in range(20):
+            for connected, row in zip(connections, rows, strict=True):
+                connected.sendall(request_for(live.key, row))
+            assert [read_answer(connected) for connected in connections] == expected
+        # some leave while they are waited for, and the others do not notice
+        leaving = connections[::3]
+        for connected, row in zip(connections, rows, strict=True):
+            connected.sendall(request_for(live.key, row))
+        for connected in leaving:
+            connected.close()
+        for index, connected in enumerate(connections):
+            if connected not in leaving:
+                assert read_answer(connected) == expected[index]
+    finally:
+        for connected in connections:
+            connected.close()
+
+
+def test_a_limit_holds_though_requests_come_in_one_moment(live: LiveServer) -> None:
+    limits = {"requests_per_minute": 60}
+    made = live.http.post(
+        "/platform/v1/keys", json={"name": "sixty a minute", "limits": limits}
+    ).json()
+    row = [5.0, 3.0, 1.0, 0.2]
+    connections = [connect(live) for _ in range(40)]
+    try:
+        statuses: list[int] = []
+        began = time.monotonic()
+        for _ in range(3):
+            for connected in connections:
+                connected.sendall(request_for(made["secret"], row))
+            statuses += [read_answer(connected)[0] for connected in connections]
+        refilled = math.ceil(time.monotonic() - began)
+        assert set(statuses) == {200, 429}
+        assert 60 <= statuses.count(200) <= 60 + refilled
+    finally:
+        for connected in connections:
+            connected.close()
+        live.http.delete(f"/platform/v1/keys/{made['id']}").raise_for_status()

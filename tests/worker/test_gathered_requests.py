@@ -50,8 +50,11 @@ class Gateway:
         if kind in (Kind.STARTED, Kind.PRESUME):
             self.said.append((kind, msgspec.msgpack.decode(frame.header)))
         else:
-            assert kind in (Kind.RESULT, Kind.RESULTS)
+            assert kind in (Kind.RESULT, Kind.RESULTS, Kind.ROWS)
             bodies = [frame.payload]
+            if kind == Kind.ROWS:
+                rows = msgspec.msgpack.decode(frame.payload, type=list[frames.Row])
+                bodies = [body for _, body in rows]
             if kind == Kind.RESULTS:
                 parts = msgspec.msgpack.decode(frame.payload, type=list[frames.Part])
                 bodies = [body for *_, body in parts]

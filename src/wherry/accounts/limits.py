@@ -129,6 +129,22 @@ class KeyMeter:
         self._said_at = -math.inf
         return reserved
 
+    def admit_free(self, requests: int, now: float) -> bool:
+        """Let requests through that cost no tokens; False, and nothing is taken, if any may not."""
+        bucket = self.requests
+        if self.concurrency and self.in_flight + requests > self.concurrency:
+            return False
+        if self.tokens is not None and self.tokens.level < 0:
+            return False  # in debt, unless it has been paid meanwhile
+        if bucket is not None:
+            bucket.refill(now)
+            if bucket.level < requests:
+                return False
+            bucket.level -= requests
+        self.in_flight += requests
+        self._said_at = -math.inf
+        return True
+
     def settle(self, tokens_bound: int, reserved: float, tokens_used: int, now: float) -> None:
         """End a request, once: give back what it did not use.
 
@@ -141,6 +157,10 @@ class KeyMeter:
             used = min(max(0, tokens_used), tokens_bound)
             tokens.level = min(tokens.level + reserved - used, tokens.capacity)
             self._said_at = -math.inf
+
+    def settle_free(self, requests: int) -> None:
+        """End requests that held no tokens."""
+        self.in_flight -= requests
 
     def lines(self, now: float) -> bytes:
         """What the key has left, as header lines in OpenAI's names; none for what has no limit."""

@@ -10,6 +10,7 @@ serves the same rows by the same functions. So the lane has no rules of its own.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from hashlib import sha256
@@ -22,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.doors.http_guard import GuardedProtocol
-from wherry.doors.invoke import answer_lines
+from wherry.doors.invoke import OWN_LINES, alike_lines, answer_lines
 from wherry.doors.route import Direct, Doors, Field, Row, check_permission
 from wherry.frames import Payload
 from wherry.gateway.admit import Inbound
@@ -38,10 +39,15 @@ PLAIN_TARGET = re.compile(rb"/[A-Za-z0-9._~@:/-]{1,300}")
 MAX_TARGETS = 10_000
 MAX_HOSTS = 1_000
 MAX_HEADS = 10_000
+MAX_HEADER_CHARACTERS = 1024
+"""Of the fields that a codec needs, since they are remembered."""
 END_OF_HEAD = b"\r\n\r\n"
 JOINED_BYTES = 16 << 10
 """Larger bodies of answers are written beside their head rather than copied behind it; a request's
 whose pieces are larger stays in pieces."""
+
+ANSWER = OWN_LINES + b"\r\n%b"
+"""Of one whose body is not large: its start, its id, its length, its body."""
 
 UNUSUAL = frozenset(
     {
@@ -67,22 +73,24 @@ class Passage(msgspec.Struct, frozen=True):
 
 
 class Known:
-    """A head that a full parse has let into the lane."""
+    """What heads mean that a full parse has let into the lane, but for the length of their body."""
 
-    __slots__ = ("headers", "length", "passage", "secret", "track")
+    __slots__ = ("headers", "passage", "secret", "track", "waiting")
 
-    def __init__(
-        self, passage: Passage, secret: bytes, headers: dict[str, str], length: int
-    ) -> None:
+    def __init__(self, passage: Passage, secret: bytes, headers: dict[str, str]) -> None:
         self.passage = passage
         self.secret = secret
         """Digest of the key, by which the authenticator is asked each time."""
         self.headers = headers
         """Those that the codec needs."""
-        self.length = length
-        """Of the body."""
         self.track: Track | None = None
-        """Where the last request with this head went; the next one may, while it is current."""
+        """Where the last request with such a head went; the next one may, while it is current."""
+        self.waiting: list[tuple[LaneCall, bytes]] = []
+        """Requests of this tick of the loop, which are admitted together at its end."""
+
+
+Head = tuple[Known, int]
+"""What a head means, and the length of the body that it announces."""
 
 
 class FastLane:
@@ -104,9 +112,13 @@ class FastLane:
         self.requests = requests
         self._passages: dict[bytes, Passage | None] = {}
         self._hosts: set[bytes] = set()
-        self._known: dict[bytes, Known] = {}
+        self._known: dict[tuple[bytes, bytes, tuple[tuple[str, str], ...]], Known] = {}
+        self._read: dict[bytes, Head] = {}
+        self._waiting: list[Known] = []
         self._salt = secrets.token_bytes(32)
         self._date: list[Field] | None = None
+        self._start_date: list[Field] | None = None
+        self._alike = self._start = b""
         self._heads: dict[int, bytes] = {}
 
     def find(self, target: bytes) -> Passage | None:
@@ -127,15 +139,86 @@ class FastLane:
             return None
         return Passage(row, row.direct, params["name"], params.get("version", ""))
 
-    def recall(self, head: bytes) -> Known | None:
+    def recall(self, head: bytes) -> Head | None:
         """What a head means that was let in before; heads hold keys, so only digests are kept."""
-        return self._known.get(sha256(self._salt + head).digest())
+        return self._read.get(sha256(self._salt + head).digest())
 
-    def remember(self, head: bytes, known: Known) -> None:
+    def remember(self, head: bytes, meaning: Head) -> None:
         """A full parse let this head into the lane."""
-        if len(self._known) >= MAX_HEADS:
-            self._known.clear()
-        self._known[sha256(self._salt + head).digest()] = known
+        if len(self._read) >= MAX_HEADS:
+            self._read.clear()
+        self._read[sha256(self._salt + head).digest()] = meaning
+
+    def know(
+        self, target: bytes, passage: Passage, secret: bytes, headers: dict[str, str]
+    ) -> Known:
+        """What requests of a key to a target have in common, whatever the length of their bodies."""
+        key = (target, secret, tuple(headers.items()))
+        known = self._known.get(key)
+        if known is None or known.passage is not passage:
+            if len(self._known) >= MAX_HEADS:
+                self._known.clear()
+            known = self._known[key] = Known(passage, secret, headers)
+        return known
+
+    # ------------------------------------------------------------------ requests of one tick
+
+    def submit(self, call: LaneCall, body: Payload) -> None:
+        """Let the gateway have a request: now, or with the others that come in this tick."""
+        known = call.known
+        track = known.track
+        if not isinstance(body, bytes) or track is None:
+            call.submit(body)
+            return
+        if not self._waiting:
+            if not track.load.running:
+                call.submit(body)  # none runs, so probably none comes: it need not wait for them
+                return
+            asyncio.get_running_loop().call_soon(self._submit_waiting)
+        if not known.waiting:
+            self._waiting.append(known)
+        known.waiting.append((call, body))
+
+    def _submit_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        taken: list[tuple[Known, list[tuple[LaneCall, bytes]]]] = []
+        for known in waiting:  # first: whatever fails below, the next tick finds none of these
+            taken.append((known, known.waiting))
+            known.waiting = []
+        for known, asked in taken:
+            asked = [(call, body) for call, body in asked if not call.disconnected]
+            if len(asked) < 2 or not self._submit_together(known, asked):
+                for call, body in asked:
+                    call.submit(body)
+
+    def _submit_together(self, known: Known, asked: list[tuple[LaneCall, bytes]]) -> bool:
+        """Admit requests at once; False, and none is, if they must be looked at one by one."""
+        first, _ = asked[0]
+        try:
+            track = self.find_track(known, first.caller, request_id())
+        except Exception:  # noqa: BLE001 - each will meet it, and tell it, by itself
+            return False
+        if not track.is_lasting:
+            return False
+        for call, _ in asked:
+            call.id = request_id()
+        try:
+            exchanges = self.gateway.follow_many(
+                track, [(call.id, body, call.on_end) for call, body in asked]
+            )
+        except Exception:
+            log.exception("unexpected error", request_id=first.id)
+            for call, _ in asked:  # some may be on their way: their answers will find nobody
+                call.refuse(self.doors.explain_bug())
+            return True
+        if exchanges is None:
+            return False
+        self.requests.value += len(asked)
+        for (call, _), exchange in zip(asked, exchanges, strict=True):
+            call.exchange = exchange
+        return True
+
+    # ------------------------------------------------------------------ what a request is
 
     def find_track(self, known: Known, caller: Principal, number: str) -> Track:
         """Where a request goes.
@@ -185,16 +268,32 @@ class FastLane:
             return None
         return self.authenticator.digest_of(secret or b"")
 
-    def find_caller(self, known: Known) -> Principal | None:
-        """Who calls, if that is known at once and may call this row."""
+    def find_caller(
+        self, passage: Passage, secret: bytes, track: Track | None = None
+    ) -> Principal | None:
+        """Who calls, if that is known at once and may call this row.
+
+        Args:
+            passage: what the target means.
+            secret: digest of the key.
+            track: found for the last request like this one: it need not be asked for again what its
+                caller may do.
+        """
         try:
-            caller = self.authenticator.find_digest(known.secret)
-            track = known.track
+            caller = self.authenticator.find_digest(secret)
             if caller is not None and (track is None or track.principal is not caller):
-                check_permission(caller, known.passage.row.permission)
+                check_permission(caller, passage.row.permission)
         except errors.WherryError:
             return None
         return caller
+
+    def start_of(self, exchange: Exchange, date: list[Field]) -> bytes:
+        """What an answer begins with: the status line, and the fields that those of its batch share."""
+        alike = alike_lines(exchange)
+        if alike is not self._alike or date is not self._start_date:
+            self._start = self.head(200, date) + alike
+            self._alike, self._start_date = alike, date
+        return self._start
 
     def head(self, status: int, date: list[Field]) -> bytes:
         """The status line and the fields that uvicorn renews every second."""
@@ -241,29 +340,39 @@ class LaneCall:
 
     def submit(self, body: Payload) -> None:
         """The body is whole: let the gateway have it."""
-        self.more_body = False
         lane = self.protocol.lane
         number = self.id = request_id()
         lane.requests.value += 1
         try:
             track = lane.find_track(self.known, self.caller, number)
-            self.exchange = lane.gateway.follow(track, number, body, self._on_end)
+            self.exchange = lane.gateway.follow(track, number, body, self.on_end)
         except errors.WherryError as refusal:
-            self._refuse(refusal)
+            self.refuse(refusal)
         except Exception:
             log.exception("unexpected error", request_id=self.id)
-            self._refuse(lane.doors.explain_bug())
+            self.refuse(lane.doors.explain_bug())
 
-    def _on_end(self, error: errors.WherryError | None) -> None:
+    def on_end(self, error: errors.WherryError | None) -> None:
+        """It has its answer, or its error."""
         if self.disconnected or self.response_complete:
             return
         exchange = self.exchange
         if error is not None or exchange is None:
-            self._refuse(error or self.protocol.lane.doors.explain_bug())
+            self.refuse(error or self.protocol.lane.doors.explain_bug())
             return
-        self._write(200, answer_lines(exchange), exchange.body, self.keep_alive)
+        body = exchange.body
+        if not self.keep_alive or len(body) > JOINED_BYTES:
+            self._write(200, answer_lines(exchange), body, self.keep_alive)
+            return
+        protocol = self.protocol
+        start = protocol.lane.start_of(exchange, protocol.server_state.default_headers)
+        self.response_started = self.response_complete = True
+        self.exchange = None  # see `_write`
+        protocol.transport.write(ANSWER % (start, self.id.encode(), len(body), body))
+        protocol.end_call()
 
-    def _refuse(self, error: errors.WherryError) -> None:
+    def refuse(self, error: errors.WherryError) -> None:
+        """Answer with an error."""
         response = self.protocol.lane.doors.render_error(
             self.known.passage.row.render, error, self.id, self.caller
         )
@@ -296,6 +405,8 @@ class FastLaneProtocol(GuardedProtocol):
     """That of the last request that took the lane; no request begins like this one."""
     _known: Known | None = None
     """What it means."""
+    _length = 0
+    """Of the body that it announces."""
 
     def data_received(self, data: bytes) -> None:
         """Take a whole request whose head is known; parse everything else."""
@@ -314,20 +425,26 @@ class FastLaneProtocol(GuardedProtocol):
     def _recall(self, data: bytes) -> Known | None:
         """Take the head for this connection's usual one, if it was let into the lane before."""
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
-        known = self.lane.recall(data[:end])
-        if known is not None:
-            self._known, self._head = known, data[:end]
-        return known
+        found = self.lane.recall(data[:end])
+        if found is None:
+            return None
+        self._known, self._length = found
+        self._head = data[:end]
+        return self._known
 
     def _take_known(self, known: Known, data: bytes) -> bool:
         """The parser is between two requests: one that it need not see leaves it there."""
         size = len(self._head)
-        if len(data) != size + known.length or self.flow.write_paused:
+        if len(data) != size + self._length or self.flow.write_paused:
             return False
         cycle = self.cycle
         if cycle is None or not cycle.response_complete:
             return False
-        caller = self.lane.find_caller(known)
+        lane = self.lane
+        if known.waiting:  # asked in this very tick
+            caller = known.waiting[0][0].caller
+        else:
+            caller = lane.find_caller(known.passage, known.secret, known.track)
         if caller is None:
             return False
         self._messages += 1
@@ -335,7 +452,8 @@ class FastLaneProtocol(GuardedProtocol):
         self._unset_keepalive_if_required()
         call = LaneCall(self, known, caller)
         self.cycle = self.running = call
-        call.submit(data[size:])
+        call.more_body = False
+        lane.submit(call, data[size:])
         return True
 
     def _remember(self, data: bytes) -> None:
@@ -344,8 +462,8 @@ class FastLaneProtocol(GuardedProtocol):
             return
         end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
         if len(data) - end == self._body_bytes:
-            self._known, self._head = cycle.known, data[:end]
-            self.lane.remember(self._head, cycle.known)
+            self._known, self._length, self._head = cycle.known, self._body_bytes, data[:end]
+            self.lane.remember(self._head, (cycle.known, self._body_bytes))
 
     # What most requests do not need is left out of the parser's callbacks; `_take_slowly` makes up
     # for it.
@@ -396,10 +514,12 @@ class FastLaneProtocol(GuardedProtocol):
             for raw, name in passage.direct.forward_raw
             if raw in fields
         }
-        known = Known(passage, secret, headers, int(length))
-        caller = lane.find_caller(known)
+        if sum(map(len, headers.values())) > MAX_HEADER_CHARACTERS:
+            return None
+        caller = lane.find_caller(passage, secret)
         if caller is None:
             return None
+        known = lane.know(self.url, passage, secret, headers)
         call = LaneCall(self, known, caller)
         call.pieces = []
         call.keep_alive = parser.should_keep_alive()
@@ -434,13 +554,14 @@ class FastLaneProtocol(GuardedProtocol):
             return
         self._is_receiving = False
         cycle.keep_alive = self._keeps_alive
+        cycle.more_body = False
         pieces, cycle.pieces = cycle.pieces, []
         if len(pieces) == 1:
-            cycle.submit(pieces[0])
+            self.lane.submit(cycle, pieces[0])
         elif pieces and self._body_bytes >= len(pieces) * JOINED_BYTES:
-            cycle.submit(tuple(pieces))
+            self.lane.submit(cycle, tuple(pieces))
         else:
-            cycle.submit(b"".join(pieces))
+            self.lane.submit(cycle, b"".join(pieces))
 
     def end_call(self) -> None:
         """A request of the lane is answered: what waits behind it has its turn."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 
 from wherry import errors
+from wherry.accounts.limits import KeyMeter
 from wherry.doors.route import (
     Direct,
     Field,
@@ -17,9 +18,11 @@ from wherry.doors.route import (
     Response,
     header_value,
 )
+from wherry.frames import Outcome
 from wherry.gateway.admit import Inbound
 from wherry.gateway.exchange import Exchange
 from wherry.gateway.predict import Gateway
+from wherry.gateway.route import VersionRoute
 
 WATCH_AFTER_SECONDS = 0.05
 """Requests this old are watched for a client that leaves; quicker ones are not worth a task."""
@@ -33,16 +36,16 @@ SSE_HEADERS = {
     "x-accel-buffering": "no",
 }
 
-ANSWER_LINES = (
+ALIKE_LINES = (
     b"content-type: %b\r\n"
-    b"x-request-id: %b\r\n"
     b"x-content-type-options: nosniff\r\n"
     b"server-timing: queue;dur=%d.%02d, run;dur=%d.%02d\r\n"
     b"openai-processing-ms: %d\r\n"
     b"x-wherry-units: input_tokens=%d, output_tokens=%d, rows=%d\r\n"
-    b"content-length: %d\r\n"
     b"%b%b"
 )
+
+OWN_LINES = b"%bx-request-id: %b\r\ncontent-length: %d\r\n"
 
 ErrorEvent = Callable[[errors.WherryError], bytes]
 """The last event of a stream that fails after it has begun."""
@@ -125,12 +128,25 @@ async def invoke_direct(gateway: Gateway, inquiry: Inquiry, direct: Direct) -> R
 
 def answer_lines(exchange: Exchange) -> bytes:
     """All header fields of a unary answer, as lines."""
-    outcome, usage, meter = exchange.outcome, exchange.usage, exchange.track.meter
+    return OWN_LINES % (alike_lines(exchange), exchange.request_id.encode(), len(exchange.body))
+
+
+_said: tuple[Outcome, KeyMeter | None, VersionRoute, bytes] | None = None
+"""The last lines: answers of one batch, which leave one after another, may have the same."""
+
+
+def alike_lines(exchange: Exchange) -> bytes:
+    """Those that other answers with the same outcome have, too."""
+    global _said
+    outcome, meter, version = exchange.outcome, exchange.track.meter, exchange.version
+    said = _said
+    if said and said[0] is outcome and said[1] is meter and said[2] is version:
+        return said[3]
     assert outcome is not None
     kind, queued_us, run_us = outcome.content_type, outcome.queued_us, outcome.run_us
-    lines = ANSWER_LINES % (
+    usage = outcome.usage
+    lines = ALIKE_LINES % (
         b"application/json" if kind == "application/json" else header_value(kind),
-        exchange.request_id.encode(),
         queued_us // 1000,
         queued_us % 1000 // 10,
         run_us // 1000,
@@ -139,12 +155,12 @@ def answer_lines(exchange: Exchange) -> bytes:
         usage.input_tokens,
         usage.output_tokens,
         usage.rows,
-        len(exchange.body),
         meter.lines(time.monotonic()) if meter is not None else b"",
-        _version_line(exchange.version.key),
+        _version_line(version.key),
     )
     for name, value in outcome.headers.items():
         lines += b"%b: %b\r\n" % (name.encode("latin-1"), header_value(value))
+    _said = outcome, meter, version, lines
     return lines
 
 

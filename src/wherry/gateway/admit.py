@@ -119,9 +119,26 @@ class LoadGuard:
         load.running += 1
         self.held_bytes += size
 
-    def leave(self, load: DeploymentLoad, size: int) -> None:
-        """Count it out."""
-        load.running -= 1
+    def has_room(
+        self, load: DeploymentLoad, deployment: DeploymentRoute, requests: int, size: int
+    ) -> bool:
+        """Whether so many requests, of so many bytes together, would all be let in."""
+        if self.held_bytes + size > self._max_bytes:
+            return False
+        if deployment.body_bytes and size > deployment.body_bytes:
+            return False  # one of them may be too large
+        if not deployment.concurrency:
+            return True
+        return load.running + requests <= max(1, int(deployment.concurrency * self._share))
+
+    def enter_many(self, load: DeploymentLoad, requests: int, size: int) -> None:
+        """Count them in."""
+        load.running += requests
+        self.held_bytes += size
+
+    def leave(self, load: DeploymentLoad, size: int, requests: int = 1) -> None:
+        """Count it out, or several of so many bytes together."""
+        load.running -= requests
         self.held_bytes -= size
 
     def running(self) -> dict[str, int]:

@@ -7,12 +7,13 @@ import hmac
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from wherry import errors, frames
-from wherry.frames import Call, Connection, Failure, Frame, Kind, Outcome
+from wherry.frames import Call, Connection, Failure, Frame, Kind, Outcome, Usage
 from wherry.gateway.exchange import MAX_UNREAD_BYTES, Exchange
 from wherry.gateway.route import WorkerRoute
 from wherry.telemetry import get_logger
@@ -25,6 +26,7 @@ GATHERED_BYTES = 8 << 10
 """Larger requests travel in frames of their own."""
 OVERDUE_SECONDS = 0.8
 """After its deadline a request's final frame is on its way, or the model does not end."""
+ONE_ROW = Usage(rows=1)
 SILENT_SECONDS = 5.0
 """Pings are answered by a thread of their own, unless the model holds the interpreter's lock."""
 
@@ -35,6 +37,8 @@ decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 decode_failure = msgspec.msgpack.Decoder(Failure).decode
 decode_batch = msgspec.msgpack.Decoder(frames.Batch).decode
 decode_parts = msgspec.msgpack.Decoder(list[frames.Part]).decode
+decode_table = msgspec.msgpack.Decoder(frames.Table).decode
+decode_rows = msgspec.msgpack.Decoder(list[frames.Row]).decode
 decode_presume = msgspec.msgpack.Decoder(bool).decode
 decode_pong = msgspec.msgpack.Decoder(frames.Pong).decode
 
@@ -146,6 +150,38 @@ class WorkerLink:
             call.deadline_ms = left_ms
             self._connection.send(Kind.REQUEST, exchange.number, call, exchange.body)
 
+    def has_room_for(self, exchanges: Sequence[Exchange]) -> bool:
+        """Whether all of these may be sent now, and are small enough to share a frame."""
+        if not self.is_ready or self.is_retired:
+            return False
+        if len(self.outstanding) + len(exchanges) > self._credits:
+            return False
+        size = 0
+        for exchange in exchanges:
+            if exchange.size > GATHERED_BYTES:
+                return False
+            size += exchange.size
+        return self._outstanding_bytes + size <= self._credit_bytes
+
+    def send_many(self, exchanges: Sequence[Exchange], now: float) -> None:
+        """Send requests of one lasting track for which there is room, in one frame, at once."""
+        assert self._connection is not None
+        self._send_gathered()
+        left_ms = max(1, int((exchanges[0].deadline - now) * 1000))
+        outstanding, size = self.outstanding, 0
+        pieces: list[tuple[int, int, Any]] = []
+        for exchange in exchanges:
+            exchange.link = self
+            exchange.attempts = 1
+            exchange.sent_at = now
+            size += exchange.size
+            outstanding[exchange.number] = exchange
+            pieces.append((exchange.number, left_ms, exchange.body))
+        self._outstanding_bytes += size
+        self._are_alone = False
+        call = exchanges[0].call
+        self._connection.send(Kind.REQUESTS, 0, call, frames.encode(pieces), now=True)
+
     def _end_gathering(self) -> None:
         self._is_gathering = False
         self._are_alone = len(self.outstanding) == 1
@@ -230,6 +266,8 @@ class WorkerLink:
                 if not exchange.add_chunk(frame.payload):
                     self.cancel(exchange)
                     exchange.fail(_too_slow())
+        elif kind == Kind.ROWS:
+            self._on_rows(frame)
         elif kind == Kind.RESULTS:
             self._on_results(frame)
         elif kind == Kind.RESULT or kind == Kind.END:
@@ -256,24 +294,48 @@ class WorkerLink:
     def _on_results(self, frame: Frame) -> None:
         run_us = decode_batch(frame.header).run_us
         parts = decode_parts(frame.payload)  # whole, before anything ends: see above
+        self._end_together(
+            [
+                (number, Outcome(usage, queued_us=queued_us, run_us=run_us), body)
+                for number, usage, queued_us, body in parts
+            ],
+            run_us,
+        )
+
+    def _on_rows(self, frame: Frame) -> None:
+        run_us = decode_table(frame.header).run_us
+        rows = decode_rows(frame.payload)
+        outcome = Outcome(ONE_ROW, run_us=run_us)
+        self._end_together([(number, outcome, body) for number, body in rows], run_us)
+
+    def _end_together(self, answers: list[tuple[int, Outcome, memoryview]], run_us: int) -> None:
+        """Answers of one batch; those on one track are accounted for together."""
         started_at = time.monotonic() - run_us / 1e6
+        outstanding, track = self.outstanding, None
         together: list[Exchange] = []
-        for number, usage, queued_us, body in parts:
-            exchange = self._take(number)
-            if exchange is None or exchange.is_done:
+        for number, outcome, body in answers:
+            exchange = outstanding.pop(number, None)
+            if exchange is None:
+                continue
+            self._outstanding_bytes -= exchange.size
+            if exchange.is_done:
                 continue
             if not exchange.was_started:
                 exchange.was_started = True
-                exchange.started_at = max(started_at, exchange.admitted_at)
-            outcome = Outcome(usage, queued_us=queued_us, run_us=run_us)
+                admitted_at = exchange.admitted_at
+                exchange.started_at = started_at if started_at > admitted_at else admitted_at
             if exchange.call is not exchange.track.call:  # it is not like the others any more
                 exchange.finish(outcome, body)
                 continue
-            if together and exchange.track is not together[0].track:
-                self._on_answers(together, run_us)
-                together = []
+            if exchange.track is not track:
+                if together:
+                    self._on_answers(together, run_us)
+                together, track = [], exchange.track
             exchange.answered(outcome, body)
             together.append(exchange)
+        self._has_news = True
+        if self.is_retired:
+            self._close_if_retired()
         if together:
             self._on_answers(together, run_us)
 

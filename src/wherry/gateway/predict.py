@@ -41,6 +41,8 @@ from wherry.telemetry import get_logger
 
 log = get_logger("gateway")
 
+Asked = tuple[str, bytes, OnEnd]
+"""A request on a track: its id, its body, and who is told its end."""
 QueueKey = tuple[str, str, int, str]
 TICK_SECONDS = 0.05
 """Deadlines within it are looked after together."""
@@ -171,6 +173,34 @@ class Gateway:
             self._wake(track.deployment)
         return exchange
 
+    def follow_many(self, track: Track, asked: Sequence[Asked]) -> list[Exchange] | None:
+        """As `follow` for requests that came at once; None, and none is admitted, if any may be refused."""
+        now = time.monotonic()
+        size = sum([len(body) for _, body, _ in asked])
+        if track.deployment.shadows or not self.guard.has_room(
+            track.load, track.deployment, len(asked), size
+        ):
+            return None
+        if not self.settler.reserve_many(track, len(asked), now):
+            return None
+        self.guard.enter_many(track.load, len(asked), size)
+        tick = int((now + track.seconds) / TICK_SECONDS) + 1
+        slot = self._wheel.get(tick)
+        if slot is None:
+            slot = self._open_slot(tick)
+        numbers, settle = self._numbers, self._settle
+        exchanges = [
+            Exchange(next(numbers), request_id, track, body, len(body), now, settle, on_end)
+            for request_id, body, on_end in asked
+        ]
+        slot.update(exchanges)
+        for exchange in exchanges:
+            exchange.slot = slot
+        track.queue.put_many(exchanges, now)
+        if not track.version.workers:
+            self._wake(track.deployment)
+        return exchanges
+
     def cancel(self, exchange: Exchange) -> None:
         """The client went away: stop the work, keep the record."""
         if exchange.is_done:
@@ -201,11 +231,12 @@ class Gateway:
 
     def _settle_answers(self, exchanges: list[Exchange], now: float) -> None:
         """As `_settle`, for answers of one batch on one track."""
-        track, guard = exchanges[0].track, self.guard
+        track, size = exchanges[0].track, 0
         for exchange in exchanges:
-            guard.leave(track.load, exchange.size)
+            size += exchange.size
             if exchange.slot is not None:
                 exchange.slot.discard(exchange)
+        self.guard.leave(track.load, size, len(exchanges))
         for start in range(0, len(exchanges), MAX_ANSWERS):
             some = exchanges[start : start + MAX_ANSWERS]
             self.settler.settle_answers(track, track.version, some, partial(tell_all, some), now)

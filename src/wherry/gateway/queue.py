@@ -89,6 +89,27 @@ class VersionQueue:
         self._waiting.push(exchange)
         self.dispatch()
 
+    def put_many(self, exchanges: list[Exchange], now: float) -> None:
+        """As `put` for several of one track; one that is refused fails."""
+        link = next(iter(self.links.values())) if len(self.links) == 1 else None
+        if (
+            link is not None
+            and not self._waiting.count
+            and not self._quarantine.banned
+            and link.has_room_for(exchanges)
+        ):
+            if not link.outstanding:
+                self._last_answer = now
+            for exchange in exchanges:
+                exchange.queue = self
+            link.send_many(exchanges, now)
+            return
+        for exchange in exchanges:
+            try:
+                self.put(exchange, now)
+            except errors.WherryError as refusal:
+                exchange.fail(refusal)
+
     def dispatch(self) -> None:
         """Send what waits to workers that have room."""
         while self._waiting:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from wherry.accounts.keys import Principal
 from wherry.accounts.limits import KeyMeters
 from wherry.errors import InvalidInput
-from wherry.frames import Usage
 from wherry.gateway.exchange import Exchange
 from wherry.gateway.route import VersionRoute
 from wherry.gateway.tally import VersionTally
@@ -30,18 +29,6 @@ class Meters:
         self.queue_seconds = settler.queue_seconds.labels(deployment)
         self.tokens_in = settler.tokens.labels(deployment, "in")
         self.tokens_out = settler.tokens.labels(deployment, "out")
-
-    def observe(self, total: float, queued: float, usage: Usage) -> None:
-        """Count a request that took so many seconds, some of them in the queue."""
-        histogram = self.seconds
-        histogram.counts[bisect_left(LATENCY_BUCKETS_SECONDS, total)] += 1
-        histogram.sum += total
-        histogram = self.queue_seconds
-        histogram.counts[bisect_left(LATENCY_BUCKETS_SECONDS, queued)] += 1
-        histogram.sum += queued
-        if usage.input_tokens or usage.output_tokens:
-            self.tokens_in.value += usage.input_tokens
-            self.tokens_out.value += usage.output_tokens
 
 
 class Settler:
@@ -124,6 +111,12 @@ class Settler:
         meter = track.meter
         return meter.admit(track.tokens_bound, now) if meter is not None else 0.0
 
+    def reserve_many(self, track: Track, requests: int, now: float) -> bool:
+        """As `reserve` for so many that cost no tokens; False, with nothing taken, if any may not."""
+        if track.tokens_bound or not self._journal.healthy:
+            return False
+        return track.meter is None or track.meter.admit_free(requests, now)
+
     def release(self, track: Track, reserved: float, now: float) -> None:
         """Give an allowance back: the request was refused and cost nothing."""
         if track.meter is not None:
@@ -179,7 +172,9 @@ class Settler:
         tally, stamp = self._of_version(track, exchange.version)
         self.last_used[name] = now
         self.requests.labels(name, track.door, code).add()
-        request_id, at, *rest = _count(exchange, tally, now, time.time())
+        _settle_meter(track, (exchange,), now)
+        tally.count_failure(code)
+        ((request_id, at, *rest),) = _count(track, (exchange,), None, now)
         record = OutcomeRecord(
             request_id,
             at,
@@ -200,10 +195,10 @@ class Settler:
     ) -> None:
         """Account for answers on one track by one version, in one frame of the journal."""
         tally, stamp = self._of_version(track, version)
-        at = time.time()
-        answers = [_count(exchange, tally, now, at) for exchange in exchanges]
-        track.meters.answered.value += len(answers)
         self.last_used[track.deployment.full_name] = now
+        track.meters.answered.value += len(exchanges)
+        _settle_meter(track, exchanges, now)
+        answers = _count(track, exchanges, tally, now)
         try:
             frame = stamp.frame(answers)
         except InvalidInput as error:
@@ -220,24 +215,59 @@ class Settler:
         return self.tally_of(name, version.model, version.number, version.digest), Stamp(alike)
 
 
-def _count(exchange: Exchange, tally: VersionTally, now: float, at: float) -> Answer:
-    """Count one that has ended, by key, version and deployment; what its record says of it alone.
+def _settle_meter(track: Track, exchanges: Sequence[Exchange], now: float) -> None:
+    """Give the key back what it did not use."""
+    meter, bound = track.meter, track.tokens_bound
+    if meter is None:
+        return
+    if not bound:
+        meter.settle_free(len(exchanges))
+        return
+    for exchange in exchanges:
+        used = exchange.usage.input_tokens + exchange.usage.output_tokens
+        meter.settle(bound, exchange.reserved, used, now)
+
+
+def _count(
+    track: Track, exchanges: Sequence[Exchange], tally: VersionTally | None, now: float
+) -> list[Answer]:
+    """Count what has ended on a track; what the record of each says of it alone.
 
     Args:
-        exchange: it.
-        tally: of the version that had it.
+        track: theirs.
+        exchanges: they.
+        tally: of the version that answered them; None if none did.
         now: monotonic.
-        at: Unix seconds.
     """
-    track, usage, admitted_at = exchange.track, exchange.usage, exchange.admitted_at
-    total, queued = now - admitted_at, (exchange.started_at or now) - admitted_at
-    tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
-    if track.meter is not None:
-        used = tokens_in + tokens_out
-        track.meter.settle(track.tokens_bound, exchange.reserved, used, now)
-    tally.count(exchange.code, total)
-    track.meters.observe(total, queued, usage)
-    return (
-        exchange.request_id, at, tokens_in, tokens_out, usage.rows,
-        queued * 1000, (total - queued) * 1000, total * 1000, exchange.attempts or 1,
-    )  # fmt: skip
+    at = time.time()
+    meters: Meters = track.meters
+    seconds, queue_seconds = meters.seconds, meters.queue_seconds
+    counts, queue_counts = seconds.counts, queue_seconds.counts
+    queues = 0.0
+    totals: list[float] = []
+    all_in = all_out = 0
+    answers: list[Answer] = []
+    for exchange in exchanges:
+        usage, admitted_at = exchange.usage, exchange.admitted_at
+        total, queued = now - admitted_at, (exchange.started_at or now) - admitted_at
+        counts[bisect_left(LATENCY_BUCKETS_SECONDS, total)] += 1
+        queue_counts[bisect_left(LATENCY_BUCKETS_SECONDS, queued)] += 1
+        totals.append(total)
+        queues += queued
+        tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
+        all_in += tokens_in
+        all_out += tokens_out
+        answers.append(
+            (
+                exchange.request_id, at, tokens_in, tokens_out, usage.rows,
+                queued * 1000, (total - queued) * 1000, total * 1000, exchange.attempts or 1,
+            )
+        )  # fmt: skip
+    if tally is not None:
+        tally.count_answers(totals)
+    seconds.sum += sum(totals)
+    queue_seconds.sum += queues
+    if all_in or all_out:
+        meters.tokens_in.value += all_in
+        meters.tokens_out.value += all_out
+    return answers

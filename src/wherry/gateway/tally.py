@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from math import log2
 
 import msgspec
 
@@ -29,13 +30,21 @@ class VersionTally:
         self.dropped = 0
         """Shadow copies that were not sent, or given up, because something else needed room."""
 
-    def count(self, code: str, seconds: float) -> None:
-        """A request ended; one whose client left says nothing of the version."""
-        if code == "ok":
-            self.answered += 1
-            bucket = bucket_of(seconds)
-            self.latency[bucket] = self.latency.get(bucket, 0) + 1
-        elif code != "cancelled":
+    def count_answers(self, latencies: Sequence[float]) -> None:
+        """Requests were answered, each after so many seconds; those of a batch are much alike."""
+        self.answered += len(latencies)
+        counts = self.latency
+        bucket, least, most = 0, 0.0, 0.0
+        for seconds in latencies:
+            if not least <= seconds < most:
+                bucket = bucket_of(seconds)
+                if len(latencies) > 1:
+                    least, most = upper_seconds(bucket - 1), upper_seconds(bucket)
+            counts[bucket] = counts.get(bucket, 0) + 1
+
+    def count_failure(self, code: str) -> None:
+        """A request failed; one whose client left says nothing of the version."""
+        if code != "cancelled":
             self.failed += 1
 
 
@@ -69,7 +78,7 @@ def bucket_of(seconds: float) -> int:
     """Number of the bucket that a latency falls into."""
     if seconds <= LEAST_SECONDS:
         return 0
-    return int(math.log2(seconds / LEAST_SECONDS) * STEPS_PER_DOUBLING) + 1
+    return int(log2(seconds / LEAST_SECONDS) * STEPS_PER_DOUBLING) + 1
 
 
 def upper_seconds(bucket: int) -> float:

@@ -9,13 +9,15 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from wherry import frames
-from wherry.frames import Batch, Call, Connection, Frame, Kind, Piece, Usage
+from wherry.frames import Batch, Call, Connection, Frame, Kind, Piece, Table, Usage
 from wherry.models.codecs.codec import Codec, Decoded, StreamEncoder
+from wherry.worker.rows import Gathered
 from wherry.worker.spec import WorkerSpec
 
 CREDIT_BYTES = 4 << 20
@@ -83,6 +85,10 @@ class Host(Protocol):
         """A request has come."""
         ...
 
+    def answer_at_once(self, peer: Peer, gathered: Sequence[Gathered]) -> Sequence[Gathered]:
+        """Answer what takes next to no time together; returns what must go the usual way."""
+        ...
+
     def find_binary(self, call: Call) -> int:
         """At which byte of a request's body numbers begin; 0 if none do."""
         ...
@@ -113,12 +119,14 @@ class Peer:
         self.presumes = False
         """Whether it takes every request for begun (see `wherry.frames`)."""
         self.connection = Connection(
-            connected, self._on_frame, self._on_close, host.run_waiting, self._find_binary
+            connected, self._on_frame, self._on_close, self._on_read, self._find_binary
         )
         self.connection.max_frame_bytes = HELLO_BYTES
         self._host = host
         self._nonce = b""
         self._theirs = b""
+        self._gathered: list[Gathered] = []
+        """Small requests of the read that goes on."""
         self._parts: list[Any] = []
         self._batches: list[tuple[int, list[Any]]] = []
         loop = self.connection.loop
@@ -137,8 +145,11 @@ class Peer:
             else:
                 self._on_hello(frame)
         except Exception:  # noqa: BLE001 - a faulty frame costs its connection, not the worker
-            traceback.print_exc(file=sys.stderr)
-            self.connection.close()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        traceback.print_exc(file=sys.stderr)
+        self.connection.close()
 
     def _find_binary(self, header: memoryview) -> int:
         try:
@@ -172,12 +183,11 @@ class Peer:
     def _on_trusted_frame(self, frame: Frame) -> None:
         kind, host, works = frame.kind, self._host, self.works
         if kind == Kind.REQUESTS:
-            call, now = decode_call(frame.header), time.monotonic()
-            for number, left_ms, body in decode_pieces(frame.payload):
-                work = works[number] = Work(self, number, call, now, left_ms)
-                work.is_gathered = True
-                host.accept(work, body)
-        elif kind == Kind.REQUEST:
+            self._gathered.append((decode_call(frame.header), decode_pieces(frame.payload)))
+            return
+        if self._gathered:
+            self._accept_gathered()  # what follows may be about one of them
+        if kind == Kind.REQUEST:
             call, number = decode_call(frame.header), frame.request_id
             work = works[number] = Work(self, number, call, time.monotonic(), call.deadline_ms)
             host.accept(work, frame.payload)
@@ -187,6 +197,23 @@ class Peer:
                 host.cancel(found)
         elif kind == Kind.PING:
             self.connection.send(Kind.PONG, header=host.progress())
+
+    def _on_read(self) -> None:
+        if self._gathered:
+            try:
+                self._accept_gathered()
+            except Exception:  # noqa: BLE001 - as for a frame
+                self._give_up()
+        self._host.run_waiting()
+
+    def _accept_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        host, now = self._host, time.monotonic()
+        for call, pieces in host.answer_at_once(self, gathered):
+            for number, left_ms, body in pieces:
+                work = self.works[number] = Work(self, number, call, now, left_ms)
+                work.is_gathered = True
+                host.accept(work, body)
 
     def _on_close(self) -> None:
         self._host.forget(self)
@@ -200,6 +227,10 @@ class Peer:
         if presumes != self.presumes:
             self.presumes = presumes
             self.connection.send(Kind.PRESUME, header=presumes, now=presumes)
+
+    def send_rows(self, run_us: int, rows: Sequence[tuple[int, bytes]]) -> None:
+        """Answers of one row each."""
+        self.connection.send(Kind.ROWS, 0, Table(run_us), frames.encode(rows), now=True)
 
     def gather(self, part: tuple[int, Usage, int, bytes | bytearray | memoryview]) -> None:
         """Keep a small answer until `send_gathered`, at the end of its batch."""

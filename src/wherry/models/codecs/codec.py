@@ -8,7 +8,7 @@ door turns those into its protocol's shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -21,6 +21,7 @@ __all__ = [
     "Codec",
     "Decoded",
     "Reply",
+    "RowsCodec",
     "StreamEncoder",
     "StreamingCodec",
     "Usage",
@@ -61,7 +62,7 @@ class Codec(Protocol):
     """One request form of one protocol.
 
     One whose bodies may end in numbers as they are in memory has `find_binary(call)` beside these:
-    at which byte they begin, or 0.
+    at which byte they begin, or 0. One that can do many small requests at once is a `RowsCodec`.
     """
 
     tasks: frozenset[str]
@@ -83,6 +84,23 @@ class StreamingCodec(Codec, Protocol):
 
     def stream(self, decoded: Decoded, call: Call) -> StreamEncoder:
         """An encoder for one request; `call.stream` is true."""
+        ...
+
+
+@runtime_checkable
+class RowsCodec(Protocol):
+    """What a codec may have beside its other methods: requests of one row each, as one table."""
+
+    def decode_rows(
+        self, bodies: Sequence[memoryview], call: Call, task: Task, config: TaskConfig
+    ) -> TaskInput | None:
+        """One item with a row for each body, in order; None (or an error) if they are not so alike."""
+        ...
+
+    def encode_rows(
+        self, output: Any, call: Call, task: Task, config: TaskConfig
+    ) -> Sequence[bytes] | None:
+        """What `encode` would give for each row of the item's output, as plain JSON; None if more."""
         ...
 
 

@@ -24,7 +24,7 @@ from msgspec import UNSET, Meta, UnsetType
 from wherry.errors import InvalidInput, TooLarge
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
 from wherry.models.tasks.classification import shortest_floats
-from wherry.models.tasks.task import ListTensor, Task, TaskConfig
+from wherry.models.tasks.task import Task, TaskConfig, TaskInput
 from wherry.models.tasks.tensor import (
     MANY_FLOATS,
     MAX_RANK,
@@ -177,28 +177,78 @@ class InferenceCodec:
     ) -> Reply:
         """JSON, followed by the tensors that were asked for as binary data."""
         wanted: Wanted = decoded.context
-        if wanted is ALL_AS_JSON:
-            to_lists: ToLists | None = getattr(task, "to_lists", None)
-            lists = to_lists(outputs, config) if to_lists is not None else None
-            if lists is not None:
-                written = [OutputTensor(*each) for each in lists]
-                return Reply(encode_json(InferResponse(call.deployment, written, call.version)))
-        tensors = select_outputs(task.to_tensors(outputs, config), wanted)
+        found = json_columns(outputs, task, config) if wanted is ALL_AS_JSON else None
+        if found is None:
+            found = select_outputs(task.to_tensors(outputs, config), wanted)
         written: list[OutputTensor] = []
         tail: list[bytes] = []
-        for name, array in tensors.items():
-            datatype = datatype_of(array)
-            if datatype == "UINT16" and is_declared_bfloat(name, task, config):
-                datatype = "BF16"
-            tensor = OutputTensor(name, datatype, array.shape)
+        for name, column in found.items():
+            if isinstance(column, list):
+                written.append(OutputTensor(name, "BYTES", (len(column),), column))
+                continue
+            datatype = shown_datatype(name, column, task, config)
+            tensor = OutputTensor(name, datatype, column.shape)
             if wanted.binary_by_output.get(name, wanted.binary):
-                tail.append(raw_from_array(array))
+                tail.append(raw_from_array(column))
                 tensor.parameters = {"binary_data_size": len(tail[-1])}
             else:
-                tensor.data = list_of(name, array, datatype)
+                tensor.data = list_of(name, column, datatype)
             written.append(tensor)
         head = encoder.encode(InferResponse(call.deployment, written, call.version, wanted.id))
         return make_reply(head, tail)
+
+    def decode_rows(
+        self, bodies: Sequence[memoryview], call: Call, task: Task, config: TaskConfig
+    ) -> TaskInput | None:
+        """One item with the rows of them all, if each is one row of floats, named and sized alike."""
+        if HEADER_LENGTH in call.headers or "content-encoding" in call.headers:
+            return None
+        first = read_float_tensor(bodies[0])
+        if first is None or first.shape[:1] != [1]:
+            return None
+        name, datatype, shape, width = first.name, first.datatype, first.shape, len(first.data)
+        values = first.data
+        for request in [decode_floats(body) for body in bodies[1:]]:
+            (tensor,) = request.inputs
+            if (
+                tensor.shape != shape
+                or tensor.name != name
+                or tensor.datatype != datatype
+                or len(tensor.data) != width
+                or request.id is not None
+            ):
+                return None
+            values += tensor.data
+        array = array_of_floats(values, datatype)
+        if array is None:
+            return None
+        tensors = {name: array.reshape(len(bodies), *shape[1:])}
+        items = task.from_tensors(tensors, config)
+        return items[0] if len(items) == 1 else None
+
+    def encode_rows(
+        self, output: Any, call: Call, task: Task, config: TaskConfig
+    ) -> list[bytes] | None:
+        """Each row's answer, as `encode` would give it; None if that takes more than is done here."""
+        found = json_columns([output], task, config)
+        if found is None:
+            found = task.to_tensors([output], config)
+        heads: list[tuple[str, str, tuple[int, ...]]] = []
+        columns: list[list[bytes]] = []
+        for name, column in found.items():
+            if isinstance(column, list):
+                texts = {text: encode_json(text) for text in set(column)}
+                heads.append((name, "BYTES", (1,)))
+                columns.append([texts[text] for text in column])
+                continue
+            rows = rows_of_numbers(column)
+            datatype = shown_datatype(name, column, task, config)
+            if rows is None or datatype == "BF16":
+                return None
+            heads.append((name, datatype, (1, *column.shape[1:])))
+            columns.append(rows)
+        form = row_form(call.deployment, call.version, tuple(heads))
+        return [form % row for row in zip(*columns, strict=True)]
 
 
 INFERENCE = InferenceCodec()
@@ -207,8 +257,9 @@ decode_floats = msgspec.json.Decoder(FloatRequest).decode
 request_decoder = msgspec.json.Decoder(InferRequest)
 encoder = msgspec.json.Encoder()
 encode_json = encoder.encode
-ToLists = Callable[[Sequence[Any], TaskConfig], Sequence[ListTensor] | None]
-"""What a task may have beside `to_tensors`: the same at once as JSON wants it."""
+Column = Array | list[str]
+ToColumns = Callable[[Sequence[Any], TaskConfig], Mapping[str, Column] | None]
+"""What a task may have beside `to_tensors`; see `wherry.models.tasks.task.Task`."""
 
 
 # ------------------------------------------------------------------------------ body
@@ -269,22 +320,34 @@ def make_reply(head: bytes, tail: Sequence[bytes]) -> Reply:
 
 def read_floats(body: memoryview) -> dict[str, Array] | None:
     """The one tensor of the commonest form of a request; None if this is another, or faulty."""
+    tensor = read_float_tensor(body)
+    array = array_of_floats(tensor.data, tensor.datatype) if tensor is not None else None
+    if tensor is None or array is None:
+        return None
+    return {tensor.name: array.reshape(tensor.shape)}
+
+
+def read_float_tensor(body: memoryview) -> FloatTensor | None:
+    """The same, before it is an array."""
     try:
         request = decode_floats(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     tensor = request.inputs[0]
-    values, shape = tensor.data, tensor.shape
-    if request.id is not None or not values or math.prod(shape) != len(values):
+    values = tensor.data
+    if request.id is not None or not values or math.prod(tensor.shape) != len(values):
         return None  # also of no values: what shapes these may have is asked elsewhere
-    if tensor.datatype == "FP64":
-        array = np.array(values, dtype=np.float64)
-    else:
-        limit = largest_float["FP32"]
-        if not (-limit <= min(values) and max(values) <= limit):
-            return None
-        array = np.array(values, dtype=np.float32)
-    return {tensor.name: array.reshape(shape)}
+    return tensor
+
+
+def array_of_floats(values: list[float], datatype: str) -> Array | None:
+    """Flat; None if one is too large for the datatype."""
+    if datatype == "FP64":
+        return np.array(values, dtype=np.float64)
+    limit = largest_float["FP32"]
+    if not (-limit <= min(values) and max(values) <= limit):
+        return None
+    return np.array(values, dtype=np.float32)
 
 
 def read_tensors(inputs: Sequence[InputTensor], tail: memoryview) -> dict[str, Array]:
@@ -404,6 +467,54 @@ def select_outputs(tensors: Mapping[str, Array], wanted: Wanted) -> Mapping[str,
 def unknown_output(name: str, known: Sequence[str] | Mapping[str, Any]) -> InvalidInput:
     """The error for an output that the model does not have."""
     return InvalidInput(f"unknown output {name!r}", hint="outputs: " + ", ".join(map(repr, known)))
+
+
+def json_columns(
+    outputs: Sequence[Any], task: Task, config: TaskConfig
+) -> Mapping[str, Column] | None:
+    """The outputs as JSON is made of them most quickly, if the task can say so."""
+    to_columns: ToColumns | None = getattr(task, "to_columns", None)
+    return to_columns(outputs, config) if to_columns is not None else None
+
+
+def shown_datatype(name: str, array: Array, task: Task, config: TaskConfig) -> str:
+    """The datatype of an output."""
+    datatype = datatype_of(array)
+    if datatype == "UINT16" and is_declared_bfloat(name, task, config):
+        return "BF16"
+    return datatype
+
+
+@lru_cache(maxsize=256)
+def row_form(
+    model: str, version: str, heads: tuple[tuple[str, str, tuple[int, ...]], ...]
+) -> bytes:
+    """The answer of one row, with `%b` where each output's data belongs.
+
+    Args:
+        model: its name, as the client wrote it.
+        version: its number.
+        heads: name, datatype and shape of each output.
+    """
+    bare = [encode_json(OutputTensor(*head)).replace(b"%", b"%%") for head in heads]
+    outputs = b",".join([each[:-1] + b',"data":[%b]}' for each in bare])
+    start, end = b'{"model_name":%b,"outputs":[', b'],"model_version":%b}'
+    return (
+        start % encode_json(model).replace(b"%", b"%%")
+        + outputs
+        + end % encode_json(version).replace(b"%", b"%%")
+    )
+
+
+def rows_of_numbers(array: Array) -> list[bytes] | None:
+    """Each row's numbers as JSON has them after `list_of`; None if that does more, or refuses them."""
+    kind, rows = array.dtype.kind, len(array)
+    if kind not in "iuf" or (kind == "f" and array.size >= MANY_FLOATS * rows):
+        return None
+    found: list[list[Any]] = array.reshape(rows, -1).tolist()
+    if kind == "f" and not math.isfinite(sum(map(sum, found))):
+        return None
+    return encode_json(found)[2:-2].split(b"],[")  # numbers hold no brackets
 
 
 def is_declared_bfloat(name: str, task: Task, config: TaskConfig) -> bool:

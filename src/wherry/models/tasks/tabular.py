@@ -7,7 +7,6 @@ form is `{"row": [5.1, 3.5]}`, `{"rows": [[…], […]]}`, or the features by na
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.tasks.classification import shortest_floats
 from wherry.models.tasks.task import (
-    ListTensor,
     Signature,
     TaskConfig,
     TaskOutput,
@@ -26,7 +24,6 @@ from wherry.models.tasks.task import (
     TensorSpec,
 )
 from wherry.models.tasks.tensor import (
-    MANY_FLOATS,
     Array,
     array_from_plain,
     check_names,
@@ -36,7 +33,7 @@ from wherry.models.tasks.tensor import (
     type_of,
 )
 
-FP32 = np.dtype(np.float32)
+FP32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 MAX_NAMED = 12
 """Most feature names that an error message lists."""
 
@@ -123,33 +120,28 @@ class TabularClassification(TabularTask):
         """The declared ones of `label`, `class`, `probabilities`."""
         return {spec.name: class_tensor(spec, outputs, config) for spec in self.outputs(config)}
 
-    def to_lists(
+    def to_columns(
         self, outputs: Sequence[TableOutput], config: TaskConfig
-    ) -> list[ListTensor] | None:
-        """The declared tensors of one request; None if it is not as simple as it nearly always is."""
+    ) -> dict[str, Array | list[str]] | None:
+        """As `to_tensors`, labels as `str`; None if there is more to it than there nearly always is."""
         if len(outputs) != 1:
             return None
-        output = outputs[0]
+        (output,) = outputs
         labels, probabilities = output.labels or config.labels, output.probabilities
-        classes: list[int] = output.classes.tolist()
-        found: list[ListTensor] = []
+        found: dict[str, Array | list[str]] = {}
         for spec in self.outputs(config):
             name = spec.name
             if name == "label" and labels:
                 try:
-                    names = [labels[index] for index in classes]
+                    found[name] = [labels[index] for index in output.classes.tolist()]
                 except IndexError:
                     return None
-                found.append((name, "BYTES", (len(names),), names))
-            elif name == "class":
-                found.append((name, "INT64", (len(classes),), classes))
+            elif name == "class" and output.classes.dtype == INT64:
+                found[name] = output.classes
             elif name == "probabilities" and probabilities is not None:
-                if probabilities.dtype != FP32 or probabilities.size >= MANY_FLOATS:
+                if probabilities.dtype != FP32:
                     return None
-                values = probabilities.ravel().tolist()
-                if not math.isfinite(sum(values)):
-                    return None
-                found.append((name, "FP32", probabilities.shape, values))
+                found[name] = probabilities
             else:
                 return None
         return found

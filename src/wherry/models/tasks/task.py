@@ -76,15 +76,11 @@ Tensors = Mapping[str, Any]
 """Name → array; BYTES tensors are object arrays of `bytes`."""
 
 
-ListTensor = tuple[str, str, tuple[int, ...], list[Any]]
-"""A tensor as JSON has it: name, datatype, shape, flat data."""
-
-
 class Task(Protocol):
     """One modality. Implementations are modules' singletons, listed in `catalog.py`.
 
-    A task whose answers are small may have `to_lists` beside `to_tensors`: the same tensors as
-    `ListTensor`s, without arrays on the way; None if these cannot be said so.
+    A task whose answers hold texts may have `to_columns` beside `to_tensors`: the same, but for BYTES
+    tensors of one dimension, which are lists of `str` as JSON wants them; None if that cannot be.
     """
 
     name: str

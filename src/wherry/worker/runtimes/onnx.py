@@ -51,6 +51,7 @@ class OnnxRuntime:
     max_batch_rows = 64
     max_batch_cost = 0
     spare_padding = -1.0
+    joins_rows = False
     signature = Signature()
     """The graph's own tensors, once it is loaded."""
 
@@ -70,6 +71,7 @@ class OnnxRuntime:
         self.model: OnnxModel | None = build(graph, bundle)
         self.signature = graph.signature
         self.max_batch_rows = self.model.max_batch_rows
+        self.joins_rows = bundle.manifest.task == "tensor" and self.max_batch_rows > 1
         if bundle.manifest.max_batch_rows:
             self.max_batch_rows = min(self.max_batch_rows, bundle.manifest.max_batch_rows)
         if isinstance(self.model, Calibrated):

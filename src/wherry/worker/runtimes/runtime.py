@@ -47,7 +47,8 @@ class BatchRuntime(Protocol):
     A runtime that measures its model at load may say so after it: `spare_padding`, the most tokens
     of padding that one more item may cause in a batch (see `wherry.worker.batcher`), and
     `calibration`, what it measured. That comes back as the option `calibration` of `configure` when
-    the same version is loaded again.
+    the same version is loaded again. One with `joins_rows` true takes an item with rows of several
+    requests for what it would take them for one by one (see `wherry.worker.rows`).
     """
 
     max_batch_rows: int

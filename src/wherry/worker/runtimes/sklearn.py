@@ -62,6 +62,7 @@ class SklearnRuntime:
 
     max_batch_rows = 256
     max_batch_cost = 0
+    joins_rows = False
 
     def __init__(self) -> None:
         self.allow_pickle = False
@@ -82,6 +83,7 @@ class SklearnRuntime:
             self.model = self.read_model(bundle.main_file)
         log_warnings(caught)
         self.adapter = find_adapter(bundle.manifest.task)(self.model, bundle)
+        self.joins_rows = isinstance(self.adapter, Table)
 
     def read_model(self, path: Path) -> Any:
         """The estimator in a file, by the rules of the module's docstring."""
