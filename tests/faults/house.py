@@ -61,9 +61,9 @@ class House:
         )
         self.wait_for(lambda: len(self.ready(deployment)) >= replicas)
 
-    def load(self, key: str = "") -> Load:
+    def load(self, key: str = "", kind: type[Load] = Load) -> Load:
         """Clients whose log is checked at the end."""
-        made = Load(self.server.url, key or self.server.key)
+        made = kind(self.server.url, key or self.server.key)
         self.logs.append(made.log)
         return made
 

@@ -102,6 +102,16 @@ class Load:
         self.log: list[Entry] = []
         self._stopped = asyncio.Event()
 
+    def make_body(self, nonce: int, command: Command, argument: int) -> bytes:
+        """What an oracle is asked."""
+        data = [nonce, int(command), argument]
+        tensor = {"name": "X", "shape": [3], "datatype": "INT64", "data": data}
+        return json.dumps({"inputs": [tensor]}).encode()
+
+    def read_answer(self, entry: Entry, content: bytes) -> list[int]:
+        """What it answered: its hash of the nonce, and its version."""
+        return json.loads(content)["outputs"][0]["data"]
+
     def stop(self) -> None:
         """Let every client end after the request that it has."""
         self._stopped.set()
@@ -136,12 +146,11 @@ class Load:
         connection = connection or HttpConnection(self.url, self.key)
         entry = Entry(nonce or next(self.nonces), deployment, time.monotonic())
         self.log.append(entry)
-        data = [entry.nonce, int(command), argument]
-        body = {"inputs": [{"name": "X", "shape": [3], "datatype": "INT64", "data": data}]}
+        body = self.make_body(entry.nonce, command, argument)
         try:
             async with asyncio.timeout(CLIENT_SECONDS):
                 path = f"/v2/models/{deployment}/infer"
-                await connection.send(path, json.dumps(body).encode(), **headers)
+                await connection.send(path, body, **headers)
                 status, answered = await connection.read_head()
                 content = await connection.read_body(answered)
         except (OSError, EOFError, TimeoutError) as error:
@@ -152,7 +161,7 @@ class Load:
             entry.request_id = answered.get("x-request-id", "")
             entry.version = answered.get("x-wherry-version", "")
             if status == 200:
-                entry.answer = json.loads(content)["outputs"][0]["data"]
+                entry.answer = self.read_answer(entry, content)
             else:
                 entry.error = content.decode("utf-8", "replace")
             if answered.get("connection") == "close":

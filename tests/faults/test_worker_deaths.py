@@ -14,14 +14,16 @@ from tests.faults.load import HttpConnection
 from tests.faults.oracle import Command, expected_piece, write_stream_oracle
 
 
-async def kill_whenever_two_are_ready(house: House, kills: int) -> list[float]:
+async def kill_whenever_two_are_ready(
+    house: House, kills: int, deployment: str = "oracle"
+) -> list[float]:
     """Kill a worker whenever at least two are ready; how long each time took to come."""
     waits = []
     killed: set[int] = set()
     for number in range(kills):
         begun = time.monotonic()
         while True:
-            ready = await asyncio.to_thread(house.ready)
+            ready = await asyncio.to_thread(house.ready, deployment)
             alive = [each.pid for each in ready if each.pid not in killed]
             if len(alive) >= 2:
                 break
@@ -57,6 +59,33 @@ def test_no_call_fails_when_workers_are_killed_again_and_again(tmp_path: Path, k
         house.wait_for(lambda: len(house.ready()) == 3)
         deployment = house.client.deployments.get("oracle")
         assert deployment.state == "ready", "kills from outside never stop a deployment"
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(4, id="quick"), pytest.param(50, marks=pytest.mark.slow)]
+)
+def test_no_row_of_a_table_is_lost_or_swapped_when_workers_are_killed(tmp_path: Path, kills: int):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("skops")
+    from tests.faults.table_oracle import TableLoad, write_table_oracle
+
+    with run_house(tmp_path) as house:
+        bundle = write_table_oracle(tmp_path / "table")
+        house.client.models.import_model(bundle, name="table")
+        house.deploy("table", replicas=3)
+
+        async def story() -> None:
+            load = house.load(kind=TableLoad)
+            clients = [asyncio.create_task(load.client("table")) for _ in range(24)]
+            await load.wait_for_answers(2000)
+            await kill_whenever_two_are_ready(house, kills, "table")
+            await load.wait_for_answers(load.answered + 1000)
+            load.stop()
+            await asyncio.gather(*clients)
+            assert failed(load.log) == []
+
+        play(story)
+        house.wait_for(lambda: len(house.ready("table")) == 3)
 
 
 @pytest.mark.slow

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from wherry import errors, frames
-from wherry.frames import Call, Failure, Kind, Outcome, Piece
+from wherry.frames import Call, Failure, Kind, Outcome
 from wherry.models.bundle import CODE_RUNTIMES, Bundle, open_bundle
 from wherry.models.codecs.catalog import find_codec
-from wherry.models.codecs.codec import Codec, Reply, RowsCodec
+from wherry.models.codecs.codec import Codec, Reply
 from wherry.models.tasks.catalog import find_task
 from wherry.worker.batcher import Batcher, Waiting
 from wherry.worker.busy import BusyTime
 from wherry.worker.executor import Executor, Pace, run_batch
 from wherry.worker.peer import Peer, Work
-from wherry.worker.rows import Gathered, Habit, answer_rows, group_alike
+from wherry.worker.rows import Gathered, Tables
 from wherry.worker.runtimes.catalog import create_runtime
 from wherry.worker.runtimes.runtime import (
     BatchRuntime,
@@ -71,12 +71,9 @@ class Worker:
             self._batch = self.runtime
         else:
             self._concurrent = self.runtime
-        self._max_table_rows = 0
-        """Rows that requests may bring to one item together; none if the runtime is not for it."""
-        self._tables = Habit()
+        self._tables: Tables | None = None
         self._is_idempotent = self.bundle.manifest.idempotent
         self._codecs: dict[str, Codec] = {}
-        self._rows_codecs: dict[str, RowsCodec | None] = {}
         self._batcher: Batcher[Work] = Batcher(1)
         self._is_running = False
         self._is_run_planned = False
@@ -103,8 +100,10 @@ class Worker:
             spare_padding = getattr(self._batch, "spare_padding", -1.0)
             self._batcher = Batcher(rows, self._batch.max_batch_cost, spare_padding)
             self.credits = max(self.credits, 2 * rows)
-            if getattr(self._batch, "joins_rows", False):
-                self._max_table_rows = rows
+            if rows > 1 and getattr(self._batch, "joins_rows", False):
+                self._tables = Tables(
+                    self._batch, self._run_here, rows, self.task, self.task_config, self._find_codec
+                )
         elif self._concurrent is not None:
             self._slots = asyncio.Semaphore(self._concurrent.max_concurrency)
             self.busy.slots = self._concurrent.max_concurrency
@@ -165,12 +164,12 @@ class Worker:
         future.add_done_callback(understood)
 
     def answer_at_once(self, peer: Peer, gathered: Sequence[Gathered]) -> Sequence[Gathered]:
-        """Run small requests that came together as tables, if nothing else has to be done first.
+        """Answer small requests that came together, if nothing else has to be done first.
 
         Returns those that must go the usual way, one by one.
         """
         if (
-            self._max_table_rows < 2
+            self._tables is None
             or not self._pace.is_quick
             or not self._is_idempotent
             or self._is_running
@@ -178,52 +177,7 @@ class Worker:
             or len(self._batcher)
         ):
             return gathered
-        left: list[Gathered] = []
-        for group in group_alike(gathered):
-            if any(call.wants_gist or call.alone for call, _ in group):
-                left += group
-                continue
-            asked = [(call, piece) for call, pieces in group for piece in pieces]
-            for start in range(0, len(asked), self._max_table_rows):
-                some = asked[start : start + self._max_table_rows]
-                if not self._answer_table(peer, group[0][0], [piece for _, piece in some]):
-                    left += [(call, (piece,)) for call, piece in some]
-        return left
-
-    def _answer_table(self, peer: Peer, call: Call, pieces: Sequence[Piece]) -> bool:
-        runtime = self._batch
-        if runtime is None or not self._tables.may_try():
-            return False
-        peer.presume(True)
-        begun = time.monotonic()
-        answers: Sequence[bytes] | None = None
-        try:
-            codec = self._find_rows_codec(call)
-            if codec is not None:
-                bodies = [body for _, _, body in pieces]
-                answers = answer_rows(
-                    bodies, call, codec, self.task, self.task_config, runtime, self._run_here
-                )
-        except Exception:  # noqa: BLE001 - the usual way finds out whose fault it is
-            answers = None
-        self._tables.note(answers is not None)
-        if answers is None:
-            return False
-        numbers = [number for number, _, _ in pieces]
-        run_us = int((time.monotonic() - begun) * 1e6)
-        peer.send_rows(run_us, list(zip(numbers, answers, strict=True)))
-        return True
-
-    def _run_here(self, prepared: Sequence[Prepared]) -> Sequence[Any]:
-        """Run a quick batch on the loop: a hop to the executor and back costs more than the model."""
-        assert self._batch is not None
-        self.busy.enter()
-        begun = self.executor.begin()
-        try:
-            return self._batch.run(prepared)
-        finally:
-            self._pace.note(self.executor.end(begun))
-            self.busy.leave()
+        return self._tables.answer(peer, gathered)
 
     def find_binary(self, call: Call) -> int:
         """At which byte of a request's body numbers begin; 0 if none do."""
@@ -245,16 +199,6 @@ class Worker:
         if codec is None:
             codec = self._codecs[call.codec] = find_codec(call.codec)
         return codec
-
-    def _find_rows_codec(self, call: Call) -> RowsCodec | None:
-        try:
-            return self._rows_codecs[call.codec]
-        except KeyError:
-            codec = self._find_codec(call)
-            does_task = not codec.tasks or self.task.name in codec.tasks
-            found = codec if does_task and isinstance(codec, RowsCodec) else None
-            self._rows_codecs[call.codec] = found
-            return found
 
     def _understand(self, work: Work, body: memoryview) -> list[Any]:
         """Items of the request; prepared ones for a batch runtime."""
@@ -418,23 +362,28 @@ class Worker:
         batch = self._take_batch()
         if not batch:
             return
-        self.busy.enter()
         prepared = [waiting.prepared for waiting in batch]
         if self._pace.is_quick:
-            # a hop to the executor's thread and back costs more than the model
-            begun = self.executor.begin()
-            results = run_batch(runtime, prepared)
-            self._pace.note(self.executor.end(begun))
-            self.busy.leave()
-            self._finish_batch(batch, results, None)
+            self._finish_batch(batch, self._run_here(prepared), None)
             if len(self._batcher):
                 self._run_soon()
             return
+        self.busy.enter()
         self._is_running = True
         self.executor.submit(
             lambda: run_batch(runtime, prepared),
             lambda results, error: self._batch_done(batch, results, error),
         )
+
+    def _run_here(self, prepared: Sequence[Prepared]) -> list[Any]:
+        """Run on the loop: for what is quick, a hop to the executor and back costs more."""
+        assert self._batch is not None
+        self.busy.enter()
+        begun = self.executor.begin()
+        results = run_batch(self._batch, prepared)
+        self._pace.note(self.executor.end(begun))
+        self.busy.leave()
+        return results
 
     def _take_batch(self) -> list[Waiting[Work]]:
         """The next batch, marked as started; what nobody waits for is left out."""
