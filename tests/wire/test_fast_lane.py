@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from tests.conftest import LiveServer
 
@@ -183,3 +184,35 @@ def test_a_limit_holds_though_requests_come_in_one_moment(live: LiveServer) -> N
         for connected in connections:
             connected.close()
         live.http.delete(f"/platform/v1/keys/{made['id']}").raise_for_status()
+
+
+def test_nothing_is_kept_of_heads_whose_key_is_unknown(live: LiveServer) -> None:
+    (gateway,) = [
+        each
+        for each in psutil.Process(live.process.pid).children()
+        if "gateway" in " ".join(each.cmdline())
+    ]
+    tensor = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [5, 3, 1, 0.2]}
+    body = json.dumps({"inputs": [tensor]})
+    long = "9" * 50_000
+
+    def ask(number: int) -> int:
+        head = {
+            "Authorization": f"Bearer nobody-{number}-{time.monotonic()}",
+            "Content-Type": "application/json",
+            "Inference-Header-Content-Length": long,
+        }
+        connection = http.client.HTTPConnection(urlsplit(live.url).netloc, timeout=30)
+        try:
+            connection.request("POST", INFER, body, head)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    for number in range(100):  # what is made once
+        ask(number)
+    before = gateway.memory_info().rss
+    statuses = {ask(number) for number in range(1200)}
+    assert 200 not in statuses
+    grown = (gateway.memory_info().rss - before) >> 20
+    assert grown < 30, f"{grown} MiB for 1200 requests of 50 kB"
