@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -207,3 +207,16 @@ async def data_plane(folder: Path, **settings: Any) -> AsyncIterator[DataPlane]:
             await plane.journal.close()
             if sys.exc_info()[0] is not None:
                 print(b"".join(plane.output).decode("utf-8", "replace")[-4000:])
+
+
+Story = Callable[[DataPlane], Coroutine[Any, Any, None]]
+
+
+def play(folder: Path, story: Story, **settings: Any) -> None:
+    """Run a story on a data plane of its own."""
+
+    async def run() -> None:
+        async with data_plane(folder, **settings) as plane:
+            await story(plane)
+
+    asyncio.run(run())

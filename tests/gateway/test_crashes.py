@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.data_plane import PRINCIPAL, DataPlane, data_plane, write_model
-from tests.gateway.test_predict import SLOW, Story
+from tests.data_plane import PRINCIPAL, DataPlane, play, write_model
+from tests.gateway.test_predict import SLOW
 
 from wherry import errors
 from wherry.gateway import link as link_module
@@ -33,14 +33,6 @@ class Model:
                 time.sleep(60)
         return [{"X": item["X"]} for item in batch]
 """
-
-
-def play(folder: Path, story: Story, **settings: Any) -> None:
-    async def run() -> None:
-        async with data_plane(folder, **settings) as plane:
-            await story(plane)
-
-    asyncio.run(run())
 
 
 def tell_crashes(plane: DataPlane) -> asyncio.Task[None]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.data_plane import DataPlane, data_plane, write_model
-from tests.gateway.test_predict import ECHO, SLOW, Story
+from tests.data_plane import DataPlane, play, write_model
+from tests.gateway.test_predict import ECHO, SLOW
 
 from wherry import errors, frames
 from wherry.control.placement.placement import WorkerHandle
@@ -30,14 +30,6 @@ class Model:
     def predict(self, batch):
         return [{"X": numpy.zeros(int(item["X"][0]))} for item in batch]
 """
-
-
-def play(folder: Path, story: Story, **settings: Any) -> None:
-    async def run() -> None:
-        async with data_plane(folder, **settings) as plane:
-            await story(plane)
-
-    asyncio.run(run())
 
 
 def open_descriptors() -> int:

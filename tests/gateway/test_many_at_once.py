@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.data_plane import PRINCIPAL, DataPlane, data_plane, limited, write_model
+from tests.data_plane import PRINCIPAL, DataPlane, limited, play, write_model
 
 from wherry import errors
 from wherry.accounts.keys import Principal
@@ -21,16 +19,6 @@ class Model:
     def predict(self, batch):
         return [{"X": item["X"] * 2} for item in batch]
 """
-
-Story = Callable[[DataPlane], Coroutine[Any, Any, None]]
-
-
-def play(folder: Path, story: Story, **settings: Any) -> None:
-    async def run() -> None:
-        async with data_plane(folder, **settings) as plane:
-            await story(plane)
-
-    asyncio.run(run())
 
 
 class Together:

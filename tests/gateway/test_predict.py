@@ -7,12 +7,10 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.data_plane import DataPlane, data_plane, limited, write_model
+from tests.data_plane import DataPlane, limited, play, write_model
 
 from wherry import errors
 
@@ -54,16 +52,6 @@ class Model:
                 raise InvalidInput("fourteen is not allowed")
         return batch
 """
-
-Story = Callable[[DataPlane], Coroutine[Any, Any, None]]
-
-
-def play(folder: Path, story: Story, **settings: Any) -> None:
-    async def run() -> None:
-        async with data_plane(folder, **settings) as plane:
-            await story(plane)
-
-    asyncio.run(run())
 
 
 def test_every_caller_gets_its_own_answer_and_every_request_one_record(tmp_path: Path):

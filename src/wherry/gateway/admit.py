@@ -110,7 +110,7 @@ class LoadGuard:
                 hint="repeat in a moment",
             )
         if deployment.concurrency:
-            allowed = max(1, int(deployment.concurrency * self._share))
+            allowed = self._allowed(deployment)
             if load.running >= allowed:
                 raise errors.Overloaded(
                     f"deployment {deployment.name!r} has its {allowed} requests in flight",
@@ -129,7 +129,11 @@ class LoadGuard:
             return False  # one of them may be too large
         if not deployment.concurrency:
             return True
-        return load.running + requests <= max(1, int(deployment.concurrency * self._share))
+        return load.running + requests <= self._allowed(deployment)
+
+    def _allowed(self, deployment: DeploymentRoute) -> int:
+        """This gateway's part of the deployment's concurrency."""
+        return max(1, int(deployment.concurrency * self._share))
 
     def enter_many(self, load: DeploymentLoad, requests: int, size: int) -> None:
         """Count them in."""

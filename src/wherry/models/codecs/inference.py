@@ -177,8 +177,9 @@ class InferenceCodec:
     ) -> Reply:
         """JSON, followed by the tensors that were asked for as binary data."""
         wanted: Wanted = decoded.context
-        found = json_columns(outputs, task, config) if wanted is ALL_AS_JSON else None
-        if found is None:
+        if wanted is ALL_AS_JSON:
+            found = json_columns(outputs, task, config)
+        else:
             found = select_outputs(task.to_tensors(outputs, config), wanted)
         written: list[OutputTensor] = []
         tail: list[bytes] = []
@@ -231,8 +232,6 @@ class InferenceCodec:
     ) -> list[bytes] | None:
         """Each row's answer, as `encode` would give it; None if that takes more than is done here."""
         found = json_columns([output], task, config)
-        if found is None:
-            found = task.to_tensors([output], config)
         heads: list[tuple[str, str, tuple[int, ...]]] = []
         columns: list[list[bytes]] = []
         for name, column in found.items():
@@ -321,10 +320,10 @@ def make_reply(head: bytes, tail: Sequence[bytes]) -> Reply:
 def read_floats(body: memoryview) -> dict[str, Array] | None:
     """The one tensor of the commonest form of a request; None if this is another, or faulty."""
     tensor = read_float_tensor(body)
-    array = array_of_floats(tensor.data, tensor.datatype) if tensor is not None else None
-    if tensor is None or array is None:
+    if tensor is None:
         return None
-    return {tensor.name: array.reshape(tensor.shape)}
+    array = array_of_floats(tensor.data, tensor.datatype)
+    return {tensor.name: array.reshape(tensor.shape)} if array is not None else None
 
 
 def read_float_tensor(body: memoryview) -> FloatTensor | None:
@@ -469,12 +468,11 @@ def unknown_output(name: str, known: Sequence[str] | Mapping[str, Any]) -> Inval
     return InvalidInput(f"unknown output {name!r}", hint="outputs: " + ", ".join(map(repr, known)))
 
 
-def json_columns(
-    outputs: Sequence[Any], task: Task, config: TaskConfig
-) -> Mapping[str, Column] | None:
-    """The outputs as JSON is made of them most quickly, if the task can say so."""
+def json_columns(outputs: Sequence[Any], task: Task, config: TaskConfig) -> Mapping[str, Column]:
+    """All outputs, in the form of which the task can make JSON most quickly."""
     to_columns: ToColumns | None = getattr(task, "to_columns", None)
-    return to_columns(outputs, config) if to_columns is not None else None
+    found = to_columns(outputs, config) if to_columns is not None else None
+    return task.to_tensors(outputs, config) if found is None else found
 
 
 def shown_datatype(name: str, array: Array, task: Task, config: TaskConfig) -> str:
