@@ -10,7 +10,7 @@ from tests.real_models import digits_csv
 from wherry.errors import Cancelled, InvalidInput
 from wherry.models.bundle import open_bundle
 from wherry.models.sources.source import parse_reference
-from wherry.models.tasks.image import IMAGE_CLASSIFICATION
+from wherry.models.tasks.image_classification import IMAGE_CLASSIFICATION
 
 pytest.importorskip("sklearn")
 pytest.importorskip("skops")

@@ -12,13 +12,9 @@ import pytest
 from wherry.errors import InvalidInput, MissingExtra
 from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.classification import Classification
-from wherry.models.tasks.image import (
-    IMAGE_CLASSIFICATION,
-    ImageOptions,
-    fit_image,
-    image_options,
-    pixels_from_array,
-)
+from wherry.models.tasks.image import pixels_from_array
+from wherry.models.tasks.image_classification import IMAGE_CLASSIFICATION
+from wherry.models.tasks.image_fit import ImageOptions, fit_image, image_options
 from wherry.models.tasks.task import TaskConfig, TensorSpec
 
 Image = pytest.importorskip("PIL.Image")

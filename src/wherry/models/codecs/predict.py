@@ -1,7 +1,7 @@
 """Plain JSON for `/predict`: one object in, one object out, for every task.
 
-A body that is not JSON (`application/octet-stream`, `image/*`) is one picture: the task gets its
-bytes under the key `image`.
+A body that is not JSON (`application/octet-stream`, `image/*`, `audio/*`, `video/*`) is a file: a
+task that takes one gets its bytes under the key `image` or `audio`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
-from wherry.models.tasks.task import Task, TaskConfig
+from wherry.models.tasks.task import Task, TaskConfig, media_of
 
 
 class PredictCodec:
@@ -24,8 +24,8 @@ class PredictCodec:
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """The one item of a body."""
-        if is_picture(call, task, config):
-            fields: dict[str, Any] = {"image": bytes(body)}
+        if key := file_key(call, task):
+            fields: dict[str, Any] = {key: bytes(body)}
         else:
             fields = decode_json(body, object_decoder)
         return Decoded([task.from_plain(fields, config)])
@@ -49,17 +49,23 @@ PREDICT = PredictCodec()
 object_decoder = msgspec.json.Decoder(dict[str, Any])
 encoder = msgspec.json.Encoder()
 
+MEDIA_BY_TYPE = {"image": "image", "audio": "audio", "video": "audio"}
+"""First part of a content type → what it holds for a task: of a video, its sound."""
+NAME_BY_MEDIA = {"image": "pictures", "audio": "sound"}
 
-def is_picture(call: Call, task: Task, config: TaskConfig) -> bool:
-    """Whether the body is the bytes of a picture, for a model that takes one."""
+
+def file_key(call: Call, task: Task) -> str:
+    """The key under which the body is a file for the task; "" if the body is JSON."""
     kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/octet-stream" and not kind.startswith("image/"):
-        return False
-    if any(spec.name == "image" for spec in task.signature(config).inputs):
-        return True
-    if kind.startswith("image/"):
-        raise InvalidInput(f"the model does {task.name} and takes no pictures", hint="send JSON")
-    return False
+    if kind == "application/octet-stream":
+        return media_of(task)
+    media = MEDIA_BY_TYPE.get(kind.partition("/")[0], "")
+    if media and media != media_of(task):
+        raise InvalidInput(
+            f"the model does {task.name} and takes no {NAME_BY_MEDIA[media]}",
+            hint=f"send {NAME_BY_MEDIA.get(media_of(task), 'JSON')}",
+        )
+    return media
 
 
 def has_bad_number(value: Any) -> bool:

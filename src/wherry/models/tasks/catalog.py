@@ -15,7 +15,7 @@ BUILT_IN: dict[str, str] = {
     "text-classification": "wherry.models.tasks.text:TEXT_CLASSIFICATION",
     "feature-extraction": "wherry.models.tasks.text:FEATURE_EXTRACTION",
     "text-generation": "wherry.models.tasks.generation:TEXT_GENERATION",
-    "image-classification": "wherry.models.tasks.image:IMAGE_CLASSIFICATION",
+    "image-classification": "wherry.models.tasks.image_classification:IMAGE_CLASSIFICATION",
 }
 
 

@@ -1,32 +1,25 @@
-"""The task whose input is a picture: numbers, or a file (PNG, JPEG, WebP, GIF, BMP)."""
+"""What tasks of pictures take: numbers, or a file (PNG, JPEG, WebP, GIF, BMP)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from wherry.errors import InvalidInput, MissingExtra
-from wherry.models.tasks.classification import (
-    Classification,
-    classification_signature,
-    classification_to_plain,
-    classifications_to_tensors,
-)
-from wherry.models.tasks.task import Signature, TaskConfig, Tensors, TensorSpec
+from wherry.errors import InvalidInput
+from wherry.models.tasks.image_fit import MAX_SIDE, ImageOptions, image_options, import_pillow
+from wherry.models.tasks.task import TaskConfig, Tensors, TensorSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 16 << 20
 """Most pixels of a picture, read from its header before anything is decoded."""
-MAX_SIDE = 1 << 16
-"""Longest side of a picture, in pixels."""
 MAX_FILE_BYTES = 32 << 20
 MAX_FILES = 1024
 """Most picture files in one request."""
@@ -35,6 +28,9 @@ MAX_DECODED_BYTES = 256 << 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Decoders that may see a client's bytes; of an animation, the first frame is taken."""
 CHANNELS = (1, 3, 4)
+EXIF_ORIENTATION = 0x0112
+LYING = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
 UNIT_SLACK = 1e-3
 """How far values may leave 0 to 1 and still count as that range: float noise of a resize."""
 
@@ -43,33 +39,20 @@ class ImageInput(msgspec.Struct):
     """One picture."""
 
     pixels: np.ndarray
-    """uint8 [height, width, channels]; channels are 1 (grey), 3 (RGB) or 4 (RGB and alpha)."""
+    """uint8 [height, width, channels]; channels are 1 (grey), 3 (RGB) or 4 (RGB and alpha). A file
+    may have been made smaller while it was read, never below what the model looks at."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the client's picture, upright, in pixels; by default those of `pixels`."""
+
+    def __post_init__(self) -> None:
+        if not self.size[0]:
+            self.size = self.pixels.shape[:2]
 
 
-class ImageOptions(msgspec.Struct, frozen=True):
-    """The part of a bundle's `[options]` that says what picture the model wants."""
+class ImageTask:
+    """What tasks that take pictures have in common: reading them."""
 
-    image_size: tuple[int, int] | None = None
-    """Height and width in pixels; None keeps the picture's own."""
-    image_mode: Literal["L", "RGB"] = "RGB"
-    """Grey or colour."""
-    image_fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """How another aspect ratio is handled: distort, cut the longer side, or add a black border."""
-    invert: Literal["never", "always", "auto"] = "never"
-    """`auto` turns a picture with a light border into its negative (ink on paper → MNIST)."""
-
-
-class ImageClassification:
-    """A picture in, a score for each label out."""
-
-    name = "image-classification"
-
-    def signature(self, config: TaskConfig) -> Signature:
-        """Pictures in (UINT8 0 to 255 is accepted as well); labels and scores out."""
-        options = image_options(config.options)
-        height, width = options.image_size or (-1, -1)
-        shape = (-1, height, width) if options.image_mode == "L" else (-1, height, width, 3)
-        return classification_signature((TensorSpec("image", "FP32", shape),), config)
+    media = "image"
 
     def from_tensors(self, tensors: Tensors, config: TaskConfig) -> list[ImageInput]:
         """One item for each row of `image`: [n, H, W], [n, H, W, C], or BYTES [n] of files."""
@@ -89,38 +72,22 @@ class ImageClassification:
             )
         return [ImageInput(pixels_from_array(picture)) for picture in tensor]
 
-    def to_tensors(
-        self, outputs: Sequence[Classification], config: TaskConfig
-    ) -> dict[str, np.ndarray]:
-        """Tensors `label` and `scores`."""
-        return classifications_to_tensors(outputs, config)
-
     def from_plain(self, body: Mapping[str, Any], config: TaskConfig) -> ImageInput:
         """`{"image": X}`: X is nested lists, a base64 text, a `data:` URL, or a file's bytes."""
         for key in ("image", "inputs", "input"):
             if key in body:
-                return ImageInput(_read_value(body[key], config))
+                return read_image(body[key], config)
         raise InvalidInput(
             "the request has no 'image'", hint='send {"image": array.tolist()}', param="image"
         )
 
-    def to_plain(self, output: Classification, config: TaskConfig) -> dict[str, Any]:
-        """`{"prediction", "label", "confidence", "scores": {label: score}}`."""
-        return classification_to_plain(output)
 
-
-IMAGE_CLASSIFICATION = ImageClassification()
-
-
-def image_options(options: Mapping[str, Any]) -> ImageOptions:
-    """What the bundle says about its pictures; `InvalidInput` names a wrong option."""
-    try:
-        found = msgspec.convert(options, ImageOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
-    if found.image_size and not all(1 <= side <= MAX_SIDE for side in found.image_size):
-        raise InvalidInput(f"image_size must be 1 to {MAX_SIDE}, not {list(found.image_size)}")
-    return found
+def image_spec(config: TaskConfig) -> TensorSpec:
+    """The input tensor of a task of pictures; UINT8 0 to 255 is accepted as well."""
+    options = image_options(config.options)
+    height, width = options.image_size or (-1, -1)
+    shape = (-1, height, width) if options.image_mode == "L" else (-1, height, width, 3)
+    return TensorSpec("image", "FP32", shape)
 
 
 def _read_files(tensor: np.ndarray, config: TaskConfig) -> list[ImageInput]:
@@ -131,7 +98,7 @@ def _read_files(tensor: np.ndarray, config: TaskConfig) -> list[ImageInput]:
     found: list[ImageInput] = []
     held_bytes = 0
     for value in tensor.reshape(-1):
-        found.append(ImageInput(_read_value(value, config)))
+        found.append(read_image(value, config))
         held_bytes += found[-1].pixels.nbytes
         if held_bytes > MAX_DECODED_BYTES:
             raise InvalidInput(
@@ -142,13 +109,14 @@ def _read_files(tensor: np.ndarray, config: TaskConfig) -> list[ImageInput]:
     return found
 
 
-def _read_value(value: object, config: TaskConfig) -> np.ndarray:
+def read_image(value: object, config: TaskConfig) -> ImageInput:
+    """A picture as base64 text, `data:` URL, bytes of a file, or nested lists of numbers."""
     if isinstance(value, str):
         value = _decode_base64(value)
     if isinstance(value, bytes | bytearray | memoryview):
-        return pixels_from_file(bytes(value), image_options(config.options))
+        return image_from_file(bytes(value), image_options(config.options))
     if isinstance(value, list | tuple | np.ndarray):
-        return pixels_from_array(_array_from_lists(value))
+        return ImageInput(pixels_from_array(_array_from_lists(value)))
     kind = type(value).__name__
     raise InvalidInput(
         f"'image' must be nested lists of numbers or a base64 text, not {kind}", param="image"
@@ -222,7 +190,7 @@ def _with_channels_last(array: np.ndarray) -> np.ndarray:
     )
 
 
-def pixels_from_file(data: bytes, options: ImageOptions) -> np.ndarray:
+def image_from_file(data: bytes, options: ImageOptions) -> ImageInput:
     """Decode a picture file, turned upright by its EXIF orientation.
 
     Raises:
@@ -233,7 +201,7 @@ def pixels_from_file(data: bytes, options: ImageOptions) -> np.ndarray:
         raise InvalidInput(
             f"the picture has {len(data)} bytes, the limit is {MAX_FILE_BYTES}", param="image"
         )
-    pillow = _import_pillow()
+    pillow = import_pillow()
     try:
         with pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
             return _decode_picture(picture, options)
@@ -252,20 +220,10 @@ def pixels_from_file(data: bytes, options: ImageOptions) -> np.ndarray:
         ) from error
 
 
-def _import_pillow() -> Any:
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "reading or resizing a picture needs the package 'pillow'",
-            hint="pip install 'wherry[image]'",
-        ) from error
-    return Image
-
-
-def _decode_picture(picture: Image, options: ImageOptions) -> np.ndarray:
+def _decode_picture(picture: Image, options: ImageOptions) -> ImageInput:
     from PIL import ImageOps
 
+    full_width, full_height = picture.size
     if options.image_size:
         # JPEG alone can leave out detail while decoding: a 48-megapixel photo costs little
         height, width = options.image_size
@@ -273,6 +231,9 @@ def _decode_picture(picture: Image, options: ImageOptions) -> np.ndarray:
     width, height = picture.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise _too_many_pixels(height, width)
+    # only now: Pillow may read a whole file to find its EXIF data
+    is_lying = picture.getexif().get(EXIF_ORIENTATION, 1) in LYING
+    size = (full_width, full_height) if is_lying else (full_height, full_width)
     picture = _with_plain_mode(ImageOps.exif_transpose(picture))
     if options.image_size:
         height, width = options.image_size
@@ -280,13 +241,13 @@ def _decode_picture(picture: Image, options: ImageOptions) -> np.ndarray:
         factor = min(picture.height // (2 * height), picture.width // (2 * width))
         picture = picture.reduce(factor) if factor > 1 else picture
     pixels = np.asarray(picture)
-    return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+    return ImageInput(pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels, size)
 
 
 def _with_plain_mode(picture: Image) -> Image:
     if picture.mode.startswith("I"):  # 16 bit grey, which Pillow would clip at 255
         pixels = np.asarray(picture).astype(np.uint32) >> 8
-        return _import_pillow().fromarray(pixels.astype(np.uint8))
+        return import_pillow().fromarray(pixels.astype(np.uint8))
     if picture.has_transparency_data:
         return picture.convert("RGBA")
     return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
@@ -299,48 +260,3 @@ def _too_many_pixels(height: int, width: int) -> InvalidInput:
         hint="make it smaller",
         param="image",
     )
-
-
-def fit_image(pixels: np.ndarray, options: ImageOptions) -> np.ndarray:
-    """The picture as the model wants it: uint8 [height, width] for `L`, else [height, width, 3]."""
-    invert = options.invert == "always" or (options.invert == "auto" and _has_light_border(pixels))
-    if options.image_size and pixels.shape[:2] != options.image_size:
-        pixels = _resize(pixels, options, "white" if invert else "black")
-    pixels = _convert_mode(pixels, options.image_mode)
-    return np.ascontiguousarray(255 - pixels if invert else pixels)
-
-
-def _resize(pixels: np.ndarray, options: ImageOptions, border: str) -> np.ndarray:
-    image = _import_pillow()
-    from PIL import ImageOps
-
-    assert options.image_size is not None
-    height, width = options.image_size
-    squeezed = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-    picture = image.fromarray(np.ascontiguousarray(squeezed))
-    method = image.Resampling.BILINEAR  # averages when it shrinks
-    if options.image_fit == "crop":
-        picture = ImageOps.fit(picture, (width, height), method)
-    elif options.image_fit == "pad":
-        picture = ImageOps.pad(picture, (width, height), method, color=border)
-    else:
-        picture = picture.resize((width, height), method)
-    return np.asarray(picture).reshape(height, width, pixels.shape[2])
-
-
-def _convert_mode(pixels: np.ndarray, mode: Literal["L", "RGB"]) -> np.ndarray:
-    if pixels.shape[2] == 4:  # as if the picture lay on white paper
-        alpha = pixels[:, :, 3:].astype(np.uint32)
-        colour = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
-        pixels = ((colour + 127) // 255).astype(np.uint8)
-    if mode == "L":
-        if pixels.shape[2] == 1:
-            return pixels[:, :, 0]
-        weights = np.array([299, 587, 114], dtype=np.uint32)  # ITU-R 601, as Pillow's
-        return ((pixels @ weights + 500) // 1000).astype(np.uint8)
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
-
-
-def _has_light_border(pixels: np.ndarray) -> bool:
-    edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # (n, channels)
-    return float(np.median(_convert_mode(edges[:, np.newaxis], "L"))) > 127

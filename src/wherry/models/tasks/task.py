@@ -79,6 +79,9 @@ Tensors = Mapping[str, Any]
 class Task(Protocol):
     """One modality. Implementations are modules' singletons, listed in `catalog.py`.
 
+    A task whose input is a file says which kind in `media` (`image`, `audio`): its plain form then
+    takes the file's bytes under that key, and clients may send the file as the body.
+
     A task whose answers hold texts may have `to_columns` beside `to_tensors`: the same, but for BYTES
     tensors of one dimension, which are lists of `str` as JSON wants them; None if that cannot be.
     """
@@ -105,3 +108,8 @@ class Task(Protocol):
     def to_plain(self, output: Any, config: TaskConfig) -> dict[str, Any]:
         """One output as the simplest JSON object anyone would read."""
         ...
+
+
+def media_of(task: Task) -> str:
+    """The kind of file that a task takes: `image`, `audio`, or "" for none."""
+    return getattr(task, "media", "")

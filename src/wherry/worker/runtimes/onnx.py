@@ -1,121 +1,140 @@
 # pyright: standard
-"""ONNX models with onnxruntime: arrays, encoders of texts, classifiers of pictures.
-
-The bundle's first file is the graph. Options are documented where they are read: `OnnxTexts`
-(`max_tokens`, `truncate`, `pooling`, `normalise`), `ScoreHead` (`function`), `OnnxImages`
-(`pixel_scale`, `mean`, `std`, `layout`) and the image task (`image_size`, `image_mode`).
-"""
+"""ONNX files with onnxruntime. What a graph does for a task: `wherry.worker.runtimes.graphs`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from wherry.errors import InvalidInput
-from wherry.models.bundle import Bundle
-from wherry.models.tasks.task import Signature, TaskInput, TaskOutput
-from wherry.worker.runtimes.calibration import Calibration, to_report
-from wherry.worker.runtimes.onnx_graph import Graph, open_graph
-from wherry.worker.runtimes.runtime import ItemError, Prepared
+import onnxruntime
+from onnxruntime.capi import (
+    onnxruntime_pybind11_state as errors,  # pyright: ignore[reportAttributeAccessIssue] - compiled
+)
 
+from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed
+from wherry.worker.runtimes.graphs.graph import Array, Graph, GraphTensor
+from wherry.worker.runtimes.graphs.runtime import GraphRuntime
 
-class OnnxModel(Protocol):
-    """A graph that does a task; built, and tried out, at load."""
+ORT_ERRORS = (
+    errors.EPFail,
+    errors.EngineError,
+    errors.Fail,
+    errors.InvalidArgument,
+    errors.InvalidGraph,
+    errors.InvalidProtobuf,
+    errors.NoModel,
+    errors.NoSuchFile,
+    errors.NotImplemented,
+    errors.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+"""What onnxruntime raises; its own classes share no base."""
 
-    max_batch_rows: int
-    max_batch_cost: int
-
-    def prepare(self, item: Any) -> Prepared:
-        """See `BatchRuntime.prepare`."""
-        ...
-
-    def answer(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
-        """One answer an item, in order; never more than `max_batch_rows` unless joining is safe."""
-        ...
-
-
-@runtime_checkable
-class Calibrated(Protocol):
-    """A model whose batches are chosen by measuring."""
-
-    spare_padding: float
-
-    def calibrate(self, known: object, device: str) -> Calibration | None:
-        """Take what is known, or measure; None if nothing is to be chosen."""
-        ...
-
-
-class OnnxRuntime:
-    """One graph. One thread computes; more workers serve more."""
-
-    max_batch_rows = 64
-    max_batch_cost = 0
-    spare_padding = -1.0
-    joins_rows = False
-    signature = Signature()
-    """The graph's own tensors, once it is loaded."""
-
-    def __init__(self) -> None:
-        self.calibration: dict[str, Any] = {}
-        """What was measured at load, for `wherry show` and the next load."""
-        self._known: object = None
-
-    def configure(self, *, secrets: dict[str, str], options: dict[str, Any]) -> None:
-        """Take the calibration of an earlier load, if there is one."""
-        self._known = options.get("calibration")
-
-    def load(self, bundle: Bundle, device: str) -> None:
-        """Open the graph and answer a trial input: a file that opens may still not run."""
-        build = find_model(bundle.manifest.task)
-        graph = open_graph(bundle.main_file, device)
-        self.model: OnnxModel | None = build(graph, bundle)
-        self.signature = graph.signature
-        self.max_batch_rows = self.model.max_batch_rows
-        self.joins_rows = bundle.manifest.task == "tensor" and self.max_batch_rows > 1
-        if bundle.manifest.max_batch_rows:
-            self.max_batch_rows = min(self.max_batch_rows, bundle.manifest.max_batch_rows)
-        if isinstance(self.model, Calibrated):
-            found = self.model.calibrate(self._known, device)
-            self.calibration = to_report(found, self.max_batch_rows, device)
-            self.spare_padding = self.model.spare_padding
-        self.max_batch_cost = self.model.max_batch_cost
-
-    def prepare(self, item: TaskInput) -> Prepared:
-        """Tokens or pixels of one input."""
-        assert self.model is not None
-        return self.model.prepare(item)
-
-    def run(self, batch: Sequence[Prepared]) -> Sequence[TaskOutput | ItemError]:
-        """Answer a batch; a model whose rows touch each other answers them one by one."""
-        assert self.model is not None
-        if self.model.max_batch_rows > 1:
-            return self.model.answer(batch)
-        return [output for prepared in batch for output in self.model.answer([prepared])]
-
-    def close(self) -> None:
-        """Free the graph."""
-        self.model = None
+datatype_by_ort_type = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
 
 
-def find_model(task: str) -> Callable[[Graph, Bundle], OnnxModel]:
-    """How graphs do a task; only the modules of that task are imported."""
-    if task == "tensor":
-        from wherry.worker.runtimes.onnx_tensors import OnnxTensors
+class OnnxRuntime(GraphRuntime):
+    """One graph, or a few. One thread computes; more workers serve more."""
 
-        return OnnxTensors
-    if task == "feature-extraction":
-        from wherry.worker.runtimes.onnx_texts import OnnxEmbeddings
+    def open_graph(self, path: Path, device: str) -> Graph:
+        """An ONNX file in a session of its own."""
+        return open_graph(path, device)
 
-        return OnnxEmbeddings
-    if task == "text-classification":
-        from wherry.worker.runtimes.onnx_texts import OnnxTextClassifier
 
-        return OnnxTextClassifier
-    if task == "image-classification":
-        from wherry.worker.runtimes.onnx_images import OnnxImages
+class OnnxGraph(Graph):
+    """A session of onnxruntime."""
 
-        return OnnxImages
-    raise InvalidInput(
-        f"the onnx runtime does not do the task {task!r}",
-        hint="it does tensor, feature-extraction, text-classification, image-classification",
-    )
+    def __init__(self, session: onnxruntime.InferenceSession, file_name: str) -> None:
+        super().__init__(
+            file_name,
+            [_read_tensor(each, file_name) for each in session.get_inputs()],
+            [_read_tensor(each, file_name) for each in session.get_outputs()],
+        )
+        self._session = session
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        """See `Graph.run`."""
+        try:
+            return self._session.run(outputs and list(outputs), dict(feeds))  # type: ignore[return-value]
+        except (errors.InvalidArgument, ValueError) as error:
+            raise InvalidInput(f"the input does not fit the model: {_first_line(error)}") from error
+        except ORT_ERRORS as error:
+            raise ModelFailed("the model failed on this input") from error
+
+
+def open_graph(path: Path, device: str) -> Graph:
+    """Open an ONNX file.
+
+    Raises:
+        FormatNotAllowed: onnxruntime cannot read or run it.
+        InvalidInput: this onnxruntime has no such device.
+    """
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), _session_options(), providers=_providers(device)
+        )
+    except ORT_ERRORS as error:
+        reason = _first_line(error).replace(str(path), path.name)
+        raise FormatNotAllowed(
+            f"{path.name!r} cannot be opened as an ONNX model: {reason}",
+            hint="export it again, with operators of onnxruntime only",
+        ) from error
+    return OnnxGraph(session, path.name)
+
+
+def _session_options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # more workers rather than more threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Both keep the memory of every shape they saw. Without them MiniLM holds 164 MiB after mixed
+    # lengths rather than 221, and is as fast.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4  # errors are raised; warnings would fill the log
+    return options
+
+
+def _providers(device: str) -> list[Any]:
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise InvalidInput(
+            f"this onnxruntime has no device {device!r}",
+            hint="pip install onnxruntime-gpu, or place the model on 'cpu'",
+        )
+    cuda = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
+    return [cuda, "CPUExecutionProvider"]
+
+
+def _read_tensor(found: Any, file_name: str) -> GraphTensor:
+    datatype = datatype_by_ort_type.get(found.type)
+    if datatype is None:
+        raise FormatNotAllowed(
+            f"{file_name!r} has {found.name!r} of type {found.type}, which no protocol can carry",
+            hint="scikit-learn models: convert with options={'zipmap': False}",
+        )
+    return GraphTensor(found.name, datatype, tuple(found.shape))
+
+
+def _first_line(error: Exception) -> str:
+    # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : what" → "what"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rpartition(" : ")[2][:300]

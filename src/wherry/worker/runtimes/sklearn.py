@@ -33,7 +33,8 @@ from threadpoolctl import threadpool_limits
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput, MissingExtra
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import Classification
-from wherry.models.tasks.image import ImageInput, fit_image, image_options
+from wherry.models.tasks.image import ImageInput
+from wherry.models.tasks.image_fit import fit_image, image_options
 from wherry.models.tasks.sklearn_types import TRUSTED_SKLEARN_TYPES
 from wherry.models.tasks.tabular import (
     TABULAR_REGRESSION,

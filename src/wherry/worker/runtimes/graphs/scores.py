@@ -1,9 +1,9 @@
 # pyright: standard
-"""A row of numbers from a graph → scores of labels; and reading a bundle's options."""
+"""A row of numbers from a graph → scores of labels."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -12,12 +12,11 @@ from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.task import Usage
-from wherry.worker.runtimes.onnx_graph import Array
+from wherry.worker.runtimes.graphs.graph import Array
+from wherry.worker.runtimes.graphs.options import read_options
 
 SUM_SLACK = 1e-3
 """How far a sum of probabilities may be from 1 (half precision)."""
-
-Options = TypeVar("Options")
 
 
 class ScoreOptions(msgspec.Struct, frozen=True):
@@ -26,14 +25,6 @@ class ScoreOptions(msgspec.Struct, frozen=True):
     function: Literal["auto", "softmax", "sigmoid", "none"] = "auto"
     """`softmax`: one label holds; `sigmoid`: each may; `none`: they are scores already. `auto` is
     `none` if a trial gave probabilities that sum to 1, else `softmax`."""
-
-
-def read_options(bundle: Bundle, kind: type[Options]) -> Options:
-    """The bundle's options as a struct; others than the struct's belong to someone else."""
-    try:
-        return msgspec.convert(bundle.manifest.options, kind)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
 
 
 class ScoreHead:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from wherry.errors import ContextLengthExceeded, FormatNotAllowed, InvalidInput
 from wherry.models.tasks.text import TextInput
-from wherry.worker.runtimes.onnx_graph import Array
+from wherry.worker.runtimes.graphs.graph import Array
 
 DEFAULT_MAX_TOKENS = 512
 MAX_TOKENS = 1 << 17

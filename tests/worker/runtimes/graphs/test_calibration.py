@@ -4,8 +4,8 @@ import time
 import msgspec
 import pytest
 
-from wherry.worker.runtimes import calibration
-from wherry.worker.runtimes.calibration import Calibration, calibrate, recall, to_report
+from wherry.worker.runtimes.graphs import calibration
+from wherry.worker.runtimes.graphs.calibration import Calibration, calibrate, recall, to_report
 
 
 @dataclasses.dataclass

@@ -1,5 +1,5 @@
 # pyright: standard
-"""ONNX encoders of texts: a vector (`feature-extraction`) or label scores of each.
+"""Graphs that encode texts: a vector (`feature-extraction`) or label scores of each.
 
 The bundle holds `tokenizer.json` beside the graph. Results do not depend on what else is in a
 batch: at load, two texts run alone and together, and the answers decide what may be joined.
@@ -22,11 +22,12 @@ from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed, WherryErr
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.text import Embedding, TextInput, embedding_dimensions
-from wherry.worker.runtimes.calibration import Calibration, calibrate, recall
-from wherry.worker.runtimes.onnx_graph import Array, Graph, rows_agree, trial
-from wherry.worker.runtimes.onnx_scores import ScoreHead, check_rows, read_options
+from wherry.worker.runtimes.graphs.calibration import Calibration, calibrate, recall
+from wherry.worker.runtimes.graphs.graph import Array, Graph, OpenGraph, rows_agree, trial
+from wherry.worker.runtimes.graphs.options import read_options
+from wherry.worker.runtimes.graphs.scores import ScoreHead, check_rows
+from wherry.worker.runtimes.graphs.text_encoder import TextEncoder, pad_ids
 from wherry.worker.runtimes.runtime import Prepared
-from wherry.worker.runtimes.text_encoder import TextEncoder, pad_ids
 
 TOKENIZER = "tokenizer.json"
 KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
@@ -53,7 +54,7 @@ class TextOptions(msgspec.Struct, frozen=True):
     """Name of the graph's output; by default it is guessed."""
 
 
-class OnnxTexts(ABC):
+class TextModel(ABC):
     """What both tasks share: tokens in, one row of numbers a text out."""
 
     max_batch_rows = 64
@@ -61,13 +62,13 @@ class OnnxTexts(ABC):
     spare_padding = -1.0
     outputs: tuple[str, ...] = ()
 
-    def __init__(self, graph: Graph, bundle: Bundle) -> None:
-        self.graph = graph
+    def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
+        self.graph = open_graph(bundle.main_file)
         self.options = read_options(bundle, TextOptions)
-        self.fixed_tokens = check_text_inputs(graph)
+        self.fixed_tokens = check_text_inputs(self.graph)
         limits = [limit for limit in (self.options.max_tokens, self.fixed_tokens) if limit]
         self.encoder = TextEncoder(bundle.path(TOKENIZER), min(limits, default=0))
-        self.output = graph.find_output((self.options.output, *self.outputs))
+        self.output = self.graph.find_output((self.options.output, *self.outputs))
         if self.options.output and self.output.name != self.options.output:
             raise InvalidInput(f"the graph has no output {self.options.output!r}")
         self.joining = self._find_joining()
@@ -156,13 +157,13 @@ class OnnxTexts(ABC):
             return False
 
 
-class OnnxEmbeddings(OnnxTexts):
+class EmbeddingModel(TextModel):
     """The task `feature-extraction`."""
 
     outputs = ("sentence_embedding", "last_hidden_state", "token_embeddings")
 
-    def __init__(self, graph: Graph, bundle: Bundle) -> None:
-        super().__init__(graph, bundle)
+    def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
+        super().__init__(open_graph, bundle)
         stated = embedding_dimensions(bundle.manifest.task_config())
         if stated not in (0, len(self.trial_row)):
             raise InvalidInput(
@@ -196,13 +197,13 @@ class OnnxEmbeddings(OnnxTexts):
         return Embedding(vector=row, usage=usage)
 
 
-class OnnxTextClassifier(OnnxTexts):
+class TextClassifier(TextModel):
     """The task `text-classification`."""
 
     outputs = ("logits",)
 
-    def __init__(self, graph: Graph, bundle: Bundle) -> None:
-        super().__init__(graph, bundle)
+    def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
+        super().__init__(open_graph, bundle)
         self.head = ScoreHead(bundle, self.trial_row)
 
     def pool(self, found: Array, mask: Array) -> Array:

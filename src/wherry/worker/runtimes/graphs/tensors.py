@@ -1,5 +1,5 @@
 # pyright: standard
-"""ONNX models of the task `tensor`: arrays in, arrays out, joined by rows where that is safe."""
+"""Graphs that do the task `tensor`: arrays in, arrays out, joined by rows where that is safe."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from wherry.models.tasks.tensor import (
     rows_usage,
     split_rows,
 )
-from wherry.worker.runtimes.onnx_graph import Array, Graph, GraphTensor, rows_agree
+from wherry.worker.runtimes.graphs.graph import Array, Graph, GraphTensor, OpenGraph, rows_agree
 from wherry.worker.runtimes.runtime import Prepared
 
 PROBE_SIZES = (8, 1, 64)
 """Sizes tried for the free dimensions other than the rows."""
 
 
-class OnnxTensors:
+class TensorModel:
     """A graph as it is."""
 
     max_batch_cost = 0
 
-    def __init__(self, graph: Graph, bundle: Bundle) -> None:
-        self.graph = graph
-        self.specs = graph.signature.inputs
+    def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
+        self.graph = open_graph(bundle.main_file)
+        self.specs = self.graph.signature.inputs
         declared = {spec.name for spec in bundle.manifest.signature.inputs}
         if declared and declared != {spec.name for spec in self.specs}:
             known = ", ".join(spec.name for spec in self.specs)
             raise InvalidInput(f"the bundle's signature is not the graph's, which takes {known}")
-        self.joins_rows = joins_rows(graph)
+        self.joins_rows = joins_rows(self.graph)
         self.max_batch_rows = 256 if self.joins_rows else 1
 
     def prepare(self, item: TensorInput) -> Prepared:
@@ -77,7 +77,7 @@ def _usage(prepared: Prepared):
 
 
 def _to_text(name: str, array: Array) -> Array:
-    """Strings as onnxruntime takes them; other arrays as they are."""
+    """Strings as frameworks take them; other arrays as they are."""
     if array.dtype.kind != "O":
         return array
     try:

@@ -1,0 +1,40 @@
+"""The task `image-classification`: a picture in, a score for each label out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wherry.models.tasks.classification import (
+    Classification,
+    classification_signature,
+    classification_to_plain,
+    classifications_to_tensors,
+)
+from wherry.models.tasks.image import ImageTask, image_spec
+from wherry.models.tasks.task import Signature, TaskConfig
+
+
+class ImageClassification(ImageTask):
+    """A picture in, a score for each label out."""
+
+    name = "image-classification"
+
+    def signature(self, config: TaskConfig) -> Signature:
+        """Pictures in (UINT8 0 to 255 is accepted as well); labels and scores out."""
+        return classification_signature((image_spec(config),), config)
+
+    def to_tensors(
+        self, outputs: Sequence[Classification], config: TaskConfig
+    ) -> dict[str, np.ndarray]:
+        """Tensors `label` and `scores`."""
+        return classifications_to_tensors(outputs, config)
+
+    def to_plain(self, output: Classification, config: TaskConfig) -> dict[str, Any]:
+        """`{"prediction", "label", "confidence", "scores": {label: score}}`."""
+        return classification_to_plain(output)
+
+
+IMAGE_CLASSIFICATION = ImageClassification()
