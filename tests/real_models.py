@@ -135,6 +135,24 @@ def digits_csv() -> Path:
     )
 
 
+def pose_landmark_tflite() -> Path:
+    """MediaPipe's pose landmarks, BlazePose full (6 MB, Apache-2.0)."""
+    return fetch_member(
+        "mediapipe==0.10.14",
+        "mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
+        "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+    )
+
+
+def astronaut_png() -> Path:
+    """A portrait of a woman, 512 x 512 (NASA, public domain)."""
+    return fetch_member(
+        "scikit-image==0.26.0",
+        "skimage/data/astronaut.png",
+        "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+    )
+
+
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct in 4 bits as GGUF (98 MB, Apache-2.0)."""
     return fetch_member(

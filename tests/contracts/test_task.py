@@ -13,6 +13,7 @@ from wherry.frames import Usage
 from wherry.models.tasks.catalog import BUILT_IN, find_task
 from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.generation import Generation
+from wherry.models.tasks.keypoint_detection import KeypointDetection, Pose
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput
 from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
 from wherry.models.tasks.tensor import TensorOutput
@@ -80,6 +81,17 @@ CASES: dict[str, Case] = {
         {"text": "hello"},
         texts("hello", "you"),
         [Generation(text="a"), Generation(text="b")],
+    ),
+    "keypoint-detection": Case(
+        TaskConfig(labels=("nose", "tail"), options={"image_size": [2, 2], "image_mode": "L"}),
+        {"image": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [
+            KeypointDetection(
+                joints=("nose", "tail"), poses=[Pose(0.9, np.eye(2, dtype=np.float32), SCORES[0])]
+            ),
+            KeypointDetection(joints=("nose", "tail"), poses=[]),
+        ],
     ),
     "image-classification": Case(
         TaskConfig(labels=LABELS, options={"image_size": [2, 2], "image_mode": "L"}),

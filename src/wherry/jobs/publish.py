@@ -115,7 +115,11 @@ class Publisher:
                 f"the model wrote into its own folder: {written[0][0]!r}",
                 hint="versions do not change: write to a temporary folder, or bring the file along",
             )
-        manifest = msgspec.structs.replace(manifest, sample=_storable(measured))
+        manifest = msgspec.structs.replace(
+            manifest,
+            sample=_storable(measured),
+            signature=measured.signature or manifest.signature,
+        )
         self._tell("storing")
         self._check_current()
         version = self._registry.add_version(

@@ -12,7 +12,7 @@ from typing import Any
 
 from wherry.models.bundle import Manifest
 from wherry.models.tasks.catalog import find_task
-from wherry.models.tasks.task import TensorSpec
+from wherry.models.tasks.task import TensorSpec, media_of
 
 WIDTH = re.compile(r"\btakes (\d{1,5})\b")
 MAX_ELEMENTS = 1 << 22
@@ -31,7 +31,7 @@ def make_sample(manifest: Manifest) -> dict[str, Any] | None:
         return _make_row(manifest, inputs)
     if len(inputs) == 1 and inputs[0].name == "text":
         return {"text": "hello"}
-    if manifest.task.startswith("image"):
+    if media_of(find_task(manifest.task)) == "image":
         return {"image": _grey_png(*_image_size(manifest.options))}
     return _make_tensors(manifest.signature.inputs)
 

@@ -27,6 +27,7 @@ from wherry.control.placement.placement import WorkerHandle, describe_exit
 from wherry.frames import Call, Connection, Failure, Frame, Kind
 from wherry.jobs.samples import make_sample, resize_sample
 from wherry.models.bundle import Manifest
+from wherry.models.tasks.task import Signature
 from wherry.settings import Settings, worker_environment
 from wherry.telemetry.log import escape_controls
 from wherry.worker.sandbox.sandbox import Confinement
@@ -56,6 +57,8 @@ class Measured(msgspec.Struct, frozen=True):
     """Of the worker alone, after one answer."""
     sample: Mapping[str, Any]
     """The input that was answered; empty if none was."""
+    signature: Signature | None = None
+    """The model's tensors, where its manifest names none and the runtime found them."""
 
 
 class Output:
@@ -190,12 +193,14 @@ class _Trial:
         try:
             ready = await _within(LOAD_SECONDS, self._wait_until_ready(placement), "to load")
             load_seconds = time.monotonic() - begun
+            if ready.signature is not None:
+                self._manifest = msgspec.structs.replace(self._manifest, signature=ready.signature)
             if self._manifest.runtime == "upstream":
                 # the operator's key for that server belongs to deployments, not to imports
                 return Measured(load_seconds, ready.memory_mib, self._manifest.sample)
             sample = await self._ask_while_alive(handle, placement)
             memory_mib = memory_of_process(handle.pid) or ready.memory_mib
-            return Measured(load_seconds, memory_mib, sample)
+            return Measured(load_seconds, memory_mib, sample, ready.signature)
         finally:
             await placement.close(STOP_SECONDS)
 

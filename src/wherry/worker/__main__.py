@@ -108,6 +108,7 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
             load_seconds=time.monotonic() - begin,
             memory_mib=memory_mib(),
             calibration=getattr(worker.runtime, "calibration", {}),
+            signature=worker.found_signature,
         ),
     )
     heartbeat = loop.create_task(send_heartbeats(reports, worker))

@@ -12,12 +12,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from wherry import errors, frames
 from wherry.frames import Call, Failure, Kind, Outcome
 from wherry.models.bundle import CODE_RUNTIMES, Bundle, open_bundle
 from wherry.models.codecs.catalog import find_codec
 from wherry.models.codecs.codec import Codec, Reply
 from wherry.models.tasks.catalog import find_task
+from wherry.models.tasks.task import Signature
 from wherry.worker.batcher import Batcher, Waiting
 from wherry.worker.busy import BusyTime
 from wherry.worker.executor import Executor, Pace, run_batch
@@ -63,6 +66,7 @@ class Worker:
         self.bundle: Bundle = open_bundle(Path(config.bundle_folder))
         self.task = find_task(self.bundle.manifest.task)
         self.task_config = self.bundle.manifest.task_config()
+        self.found_signature: Signature | None = None
         self.runtime: Runtime = create_runtime(self.bundle.manifest.runtime)
         # asked once: an isinstance of a runtime_checkable protocol costs microseconds
         self._batch: BatchRuntime | None = None
@@ -95,6 +99,7 @@ class Worker:
             configure(secrets=self.config.spec.secrets, options=self.config.spec.runtime_options)
         device = self.config.spec.device
         await self.executor.call(lambda: self.runtime.load(self.bundle, device))
+        self._take_signature()
         if self._batch is not None:
             rows = self.bundle.manifest.max_batch_rows or self._batch.max_batch_rows
             spare_padding = getattr(self._batch, "spare_padding", -1.0)
@@ -108,6 +113,14 @@ class Worker:
             self._slots = asyncio.Semaphore(self._concurrent.max_concurrency)
             self.busy.slots = self._concurrent.max_concurrency
             self.credits = max(2, 2 * self._concurrent.max_concurrency)
+
+    def _take_signature(self) -> None:
+        """Of a model of raw tensors whose manifest names none, the graph's own count."""
+        manifest = self.bundle.manifest
+        found: Signature = getattr(self.runtime, "signature", Signature())
+        if manifest.task == "tensor" and not manifest.signature.inputs and found.inputs:
+            self.found_signature = found
+            self.task_config = msgspec.structs.replace(self.task_config, signature=found)
 
     def connect(self, connected: socket.socket) -> None:
         """Take a connection that was accepted."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from wherry.models.tasks.task import Signature
 from wherry.worker.sandbox.sandbox import Sandbox, SandboxMode
 
 
@@ -100,6 +101,8 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     """For `alive`: how long it has worked since it was ready; see `wherry.worker.busy`."""
     calibration: dict[str, Any] = {}
     """What the runtime chose at load (threads, batch sizes), for `wherry show`."""
+    signature: Signature | None = None
+    """For `ready`: the tensors that the runtime found, of a model whose manifest names none."""
     sandbox: Sandbox | None = None
     """What holds the worker; told by the launcher, before anything of the model runs."""
 

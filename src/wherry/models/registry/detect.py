@@ -28,12 +28,13 @@ SPLIT_GGUF = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 RUNTIME_FORMATS = {
     "onnx": {"onnx"},
     "llama_cpp": {"gguf"},
+    "tflite": {"tflite"},
     "sklearn": {"skops", "pickle"},
 }
 """Runtime → formats that its main file may have; other runtimes open what they like."""
 
 SUPPORTED = (
-    "supported: one .onnx, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
+    "supported: one .onnx, .tflite, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
     "model.onnx; model.py with a class Model; or a folder with wherry.toml"
 )
 
@@ -118,6 +119,8 @@ def _detect_kind(
     _refuse_stray_code(by_suffix.get(".py", []))
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
+    if tflite := by_suffix.get(".tflite"):
+        return Manifest(wishes.task or "tensor", "tflite", files=(_choose_only(tflite),))
     if gguf := by_suffix.get(".gguf"):
         files = _choose_gguf(gguf)
         return Manifest(wishes.task or "text-generation", "llama_cpp", files=files)

@@ -22,6 +22,8 @@ from wherry.models.trust.gguf import MAGIC as GGUF_MAGIC
 from wherry.models.trust.gguf import check_gguf
 from wherry.models.trust.onnx import check_onnx
 from wherry.models.trust.safetensors import check_safetensors
+from wherry.models.trust.tflite import MAGIC as TFLITE_MAGIC
+from wherry.models.trust.tflite import check_tflite
 
 MAX_TEXT_BYTES = 256 << 20
 MAX_CONFIG_BYTES = 4 << 20
@@ -169,6 +171,9 @@ def _check_by_name(path: Path, head: bytes) -> str:
     if head.startswith(GGUF_MAGIC) or suffix == ".gguf":
         check_gguf(path)
         return "gguf"
+    if head[4:8] == TFLITE_MAGIC or suffix == ".tflite":
+        check_tflite(path)
+        return "tflite"
     if suffix == ".onnx":
         check_onnx(path)
         return "onnx"
@@ -185,7 +190,7 @@ def _check_by_name(path: Path, head: bytes) -> str:
         return "text"
     raise FormatNotAllowed(
         f"{path.name!r} is of no format that is served",
-        hint=f"{CONVERT}; served are .onnx .gguf .skops .safetensors .npy .json .txt .csv",
+        hint=f"{CONVERT}; served are .onnx .tflite .gguf .skops .safetensors .npy .json .txt .csv",
     )
 
 
