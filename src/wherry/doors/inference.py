@@ -25,6 +25,7 @@ LOAD_SECONDS = 120.0
 
 PLATFORMS = {
     "onnx": "onnxruntime_onnx",
+    "opencv": "opencv",
     "tflite": "tensorflow_lite",
     "sklearn": "sklearn",
     "llama_cpp": "llama_cpp",

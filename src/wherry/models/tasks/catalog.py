@@ -15,6 +15,8 @@ BUILT_IN: dict[str, str] = {
     "text-classification": "wherry.models.tasks.text:TEXT_CLASSIFICATION",
     "feature-extraction": "wherry.models.tasks.text:FEATURE_EXTRACTION",
     "text-generation": "wherry.models.tasks.generation:TEXT_GENERATION",
+    "face-detection": "wherry.models.tasks.face_detection:FACE_DETECTION",
+    "face-recognition": "wherry.models.tasks.face_recognition:FACE_RECOGNITION",
     "keypoint-detection": "wherry.models.tasks.keypoint_detection:KEYPOINT_DETECTION",
     "image-classification": "wherry.models.tasks.image_classification:IMAGE_CLASSIFICATION",
 }

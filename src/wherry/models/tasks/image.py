@@ -50,36 +50,46 @@ class ImageInput(msgspec.Struct):
 
 
 class ImageTask:
-    """What tasks that take pictures have in common: reading them."""
+    """What tasks of one picture have in common: reading it."""
 
     media = "image"
 
     def from_tensors(self, tensors: Tensors, config: TaskConfig) -> list[ImageInput]:
-        """One item for each row of `image`: [n, H, W], [n, H, W, C], or BYTES [n] of files."""
-        tensor = tensors.get("image")
-        if tensor is None or len(tensors) != 1:
-            names = sorted(tensors)
-            raise InvalidInput(
-                f"the model takes one input tensor 'image', not {names!r}", param="image"
-            )
-        if tensor.dtype == object:
-            return _read_files(tensor, config)
-        if tensor.ndim not in (3, 4):
-            raise InvalidInput(
-                f"the tensor 'image' must have shape [n, height, width] or "
-                f"[n, height, width, channels], not {list(tensor.shape)}",
-                param="image",
-            )
-        return [ImageInput(pixels_from_array(picture)) for picture in tensor]
+        """See `images_from_tensors`."""
+        return images_from_tensors(tensors, config)
 
     def from_plain(self, body: Mapping[str, Any], config: TaskConfig) -> ImageInput:
-        """`{"image": X}`: X is nested lists, a base64 text, a `data:` URL, or a file's bytes."""
-        for key in ("image", "inputs", "input"):
-            if key in body:
-                return read_image(body[key], config)
+        """See `image_from_plain`."""
+        return image_from_plain(body, config)
+
+
+def images_from_tensors(tensors: Tensors, config: TaskConfig) -> list[ImageInput]:
+    """One item for each row of `image`: [n, H, W], [n, H, W, C], or BYTES [n] of files."""
+    tensor = tensors.get("image")
+    if tensor is None or len(tensors) != 1:
+        names = sorted(tensors)
         raise InvalidInput(
-            "the request has no 'image'", hint='send {"image": array.tolist()}', param="image"
+            f"the model takes one input tensor 'image', not {names!r}", param="image"
         )
+    if tensor.dtype == object:
+        return _read_files(tensor, config)
+    if tensor.ndim not in (3, 4):
+        raise InvalidInput(
+            f"the tensor 'image' must have shape [n, height, width] or "
+            f"[n, height, width, channels], not {list(tensor.shape)}",
+            param="image",
+        )
+    return [ImageInput(pixels_from_array(picture)) for picture in tensor]
+
+
+def image_from_plain(body: Mapping[str, Any], config: TaskConfig) -> ImageInput:
+    """`{"image": X}`: X is nested lists, a base64 text, a `data:` URL, or a file's bytes."""
+    for key in ("image", "inputs", "input"):
+        if key in body:
+            return read_image(body[key], config)
+    raise InvalidInput(
+        "the request has no 'image'", hint='send {"image": array.tolist()}', param="image"
+    )
 
 
 def image_spec(config: TaskConfig) -> TensorSpec:
