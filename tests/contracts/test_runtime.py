@@ -265,5 +265,11 @@ def test_every_built_in_runtime_is_named_in_the_suite():
     from wherry.worker.runtimes.catalog import BUILT_IN
 
     covered = {"sklearn", "python_class", "onnx", "llama_cpp"}
-    elsewhere = {"upstream", "python_stream", "opencv", "tflite"}  # tests/worker/runtimes
+    elsewhere = {
+        "upstream",
+        "python_stream",
+        "opencv",
+        "recommender",
+        "tflite",
+    }  # tests/worker/runtimes
     assert set(BUILT_IN) == covered | elsewhere

@@ -18,6 +18,7 @@ from wherry.models.tasks.face_recognition import Comparison, FaceRecognition, Kn
 from wherry.models.tasks.generation import Generation
 from wherry.models.tasks.image_to_text import ImageText, TextLine
 from wherry.models.tasks.keypoint_detection import KeypointDetection, Pose
+from wherry.models.tasks.recommendation import Recommendation, Recommended
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput
 from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
 from wherry.models.tasks.tensor import TensorOutput
@@ -123,6 +124,15 @@ CASES: dict[str, Case] = {
                 joints=("nose", "tail"), poses=[Pose(0.9, np.eye(2, dtype=np.float32), SCORES[0])]
             ),
             KeypointDetection(joints=("nose", "tail"), poses=[]),
+        ],
+    ),
+    "recommendation": Case(
+        TaskConfig(options={"top_k": 2}),
+        {"user": "7"},
+        {"user": np.array([b"7", b"8"], dtype=object)},
+        [
+            Recommendation(items=[Recommended("a", 2.0), Recommended("b", 1.0)], basis="user"),
+            Recommendation(items=[], basis="popularity"),
         ],
     ),
     "image-classification": Case(

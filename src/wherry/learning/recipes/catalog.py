@@ -11,6 +11,7 @@ from wherry.learning.recipes.recipe import Recipe
 BUILT_IN: dict[str, str] = {
     "iris": "wherry.learning.recipes.iris:IRIS",
     "topics": "wherry.learning.recipes.topics:TOPICS",
+    "movies": "wherry.learning.recipes.movies:MOVIES",
     "digits": "wherry.learning.recipes.digits:DIGITS",
 }
 

@@ -19,6 +19,7 @@ BUILT_IN: dict[str, str] = {
     "face-recognition": "wherry.models.tasks.face_recognition:FACE_RECOGNITION",
     "image-to-text": "wherry.models.tasks.image_to_text:IMAGE_TO_TEXT",
     "keypoint-detection": "wherry.models.tasks.keypoint_detection:KEYPOINT_DETECTION",
+    "recommendation": "wherry.models.tasks.recommendation:RECOMMENDATION",
     "image-classification": "wherry.models.tasks.image_classification:IMAGE_CLASSIFICATION",
 }
 

@@ -11,6 +11,7 @@ from wherry.worker.runtimes.runtime import Runtime
 BUILT_IN: dict[str, tuple[str, str]] = {
     "onnx": ("wherry.worker.runtimes.onnx:OnnxRuntime", "onnx"),
     "opencv": ("wherry.worker.runtimes.opencv:OpencvRuntime", "opencv"),
+    "recommender": ("wherry.worker.runtimes.recommender:RecommenderRuntime", ""),
     "tflite": ("wherry.worker.runtimes.tflite:TfliteRuntime", "tflite"),
     "sklearn": ("wherry.worker.runtimes.sklearn:SklearnRuntime", "sklearn"),
     "llama_cpp": ("wherry.worker.runtimes.llama_cpp:LlamaCppRuntime", "llama-cpp"),
