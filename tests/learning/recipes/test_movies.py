@@ -158,7 +158,13 @@ def test_questions_that_mean_nothing_are_refused(served: Served, question: dict[
 
 
 def test_questions_asked_together_are_answered_as_each_alone(served: Served):
-    questions = [{"user": "196"}, {"item": STAR_WARS}, {"history": []}, {"history": [JEDI]}, {"user": "7"}]
+    questions = [
+        {"user": "196"},
+        {"item": STAR_WARS},
+        {"history": []},
+        {"history": [JEDI]},
+        {"user": "7"},
+    ]
     items = [RECOMMENDATION.from_plain(each, served.config) for each in questions]
     together = served.runtime.run([served.runtime.prepare(item) for item in items])
     for question, output in zip(questions, together, strict=True):
