@@ -41,6 +41,7 @@ COLUMNS = 100
 SHOWN_DIFF_LINES = 20
 TITLES = {
     "openai": "OpenAI",
+    "anthropic": "Anthropic",
     "inference": "Open Inference Protocol v2",
     "predict": "Plain JSON",
     "operations": "For operators and their tools",
@@ -215,6 +216,10 @@ def build_errors() -> str:
                     '`{"error": {"code", "message", "hint", "request_id", "param"?}}`',
                 ),
                 ("`/v1` (OpenAI)", '`{"error": {"message", "type", "param", "code"}}`'),
+                (
+                    "`/v1/messages` (Anthropic)",
+                    '`{"type": "error", "error": {"type", "message"}, "request_id"}`',
+                ),
                 ("`/v2` (Open Inference)", '`{"error": "message (hint)"}`'),
             ],
         ),

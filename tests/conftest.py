@@ -76,7 +76,7 @@ class LiveServer:
 
 def clean_environment() -> dict[str, str]:
     """Our environment without what would change a server's or a client's settings."""
-    unwanted = ("WHERRY_", "OPENAI_")
+    unwanted = ("WHERRY_", "OPENAI_", "ANTHROPIC_")
     return {
         name: value
         for name, value in os.environ.items()

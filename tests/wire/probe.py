@@ -88,7 +88,10 @@ def check_error_shape(path: str, answer: httpx.Response) -> None:
     assert answer.headers["x-request-id"]
     body: Any = answer.json()
     error = body["error"]
-    if path.startswith("/v1"):
+    if path.startswith("/v1/messages"):
+        assert set(body) == {"type", "error", "request_id"}, body
+        assert set(error) == {"type", "message"}, error
+    elif path.startswith("/v1"):
         assert set(error) == {"message", "type", "param", "code"}, error
     elif path.startswith("/v2"):
         assert set(body) == {"error"}, body

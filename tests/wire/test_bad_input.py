@@ -24,6 +24,7 @@ from tests.conftest import LiveServer
 from tests.wire.probe import check_refusal, resident_mib, workers
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 IRIS, ECHO, DIGITS = "/v2/models/iris/infer", "/v2/models/echo/infer", "/predict/digits"
 USER = {"role": "user", "content": "x"}
 
@@ -34,6 +35,8 @@ def tensor(name: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
 
 GOOD: dict[str, dict[str, Any]] = {
     CHAT: {"model": "chat", "messages": [USER], "max_tokens": 1},
+    MESSAGES: {"model": "chat", "messages": [USER], "max_tokens": 1},
+    COUNT: {"model": "chat", "messages": [USER]},
     COMPLETIONS: {"model": "chat", "prompt": "x", "max_tokens": 1},
     EMBEDDINGS: {"model": "embeddings", "input": "x"},
     IRIS: tensor("input", [1, 4], [1, 2, 3, 4]),

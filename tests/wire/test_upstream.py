@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from wherry import Client, errors
 from wherry.client.schema import DeploymentSpec
 
 QUESTION = [{"role": "user", "content": "Name three rivers."}]
+BEGINNING = {"role": "assistant", "content": "The Rhine"}
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,28 @@ def test_an_upstream_that_is_gone_is_a_clear_error(live: LiveServer, tmp_path: P
         with pytest.raises(errors.UpstreamFailed):
             client.chat("gone", "hello", max_tokens=4)
         client.deployments.remove("gone")
+
+
+def test_anthropics_clients_learn_the_length_of_a_relayed_prompt_at_the_end(
+    live: LiveServer, relay: str
+):
+    body = {"model": relay, "messages": QUESTION, "max_tokens": 4, "temperature": 0}
+    asked = live.http.post("/v1/messages", json=body).json()
+    events = [
+        json.loads(line.removeprefix("data: "))
+        for line in live.http.post("/v1/messages", json={**body, "stream": True}).text.splitlines()
+        if line.startswith("data: ")
+    ]
+    assert asked["usage"]["input_tokens"] > 0
+    assert events[0]["message"]["usage"]["input_tokens"] == 0
+    assert events[-2]["usage"] == asked["usage"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/v1/messages"])
+def test_what_a_relay_cannot_do_for_anthropics_clients_is_refused(
+    live: LiveServer, relay: str, path: str
+):
+    messages = QUESTION if path.endswith("count_tokens") else [*QUESTION, BEGINNING]
+    response = live.http.post(path, json={"model": relay, "messages": messages, "max_tokens": 4})
+    assert response.status_code == 400
+    assert "this model cannot" in response.json()["error"]["message"]

@@ -162,14 +162,19 @@ def _check_key_files() -> list[Problem]:
 
 @command("env", group=SERVER, examples=['eval "$(wherry env)"', "wherry env -o json"])
 def env(*, common: Common = DEFAULT) -> None:
-    """Print what to set so that the OpenAI SDK and others find the server and its key."""
+    """Print what to set so that the SDKs of OpenAI, Anthropic and others find the server and its key."""
     address = find_address(common.url, common.api_key)
     told = common.url or client_environment().get("WHERRY_URL")
     if not told and not list_servers():
         raise errors.Unavailable("no server runs on this machine", hint="wherry serve")
-    variables = {"OPENAI_BASE_URL": f"{address.url}/v1", "WHERRY_URL": address.url}
+    variables = {
+        "ANTHROPIC_BASE_URL": address.url,
+        "OPENAI_BASE_URL": f"{address.url}/v1",
+        "WHERRY_URL": address.url,
+    }
     if address.key:
-        variables |= {"OPENAI_API_KEY": address.key, "WHERRY_API_KEY": address.key}
+        names = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "WHERRY_API_KEY")
+        variables |= dict.fromkeys(names, address.key)
     else:
         note("hint: no key is known for this server; set WHERRY_API_KEY")
     show(common, variables, lambda: _print_exports(variables))

@@ -34,6 +34,7 @@ from wherry.models.tasks.generation import (
     ToolCall,
     ToolChoice,
 )
+from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.catalog import create_runtime
 from wherry.worker.runtimes.llama_cpp import LlamaCppRuntime
 from wherry.worker.runtimes.llama_slots import SlotTable
@@ -119,6 +120,76 @@ def test_a_stop_text_is_cut_out(model: LlamaCppRuntime) -> None:
     assert found.finish_reason == "stop"
     assert word not in found.text
     assert whole.startswith(found.text)
+
+
+def test_the_stop_text_that_ended_an_answer_is_told(model: LlamaCppRuntime) -> None:
+    whole = generate(model, chat("Say hello in three words.", temperature=0, max_tokens=20)).text
+    word = next(word for word in reversed(whole.split()) if len(word) > 2)[:4]
+    for stops, told in (["never said", word], word), (["never said"], ""):
+        item = chat("Say hello in three words.", temperature=0, max_tokens=20, stop=stops)
+        assert generate(model, item).stop_text == told
+
+
+def test_only_the_likeliest_token_is_left_with_top_k_one(model: LlamaCppRuntime) -> None:
+    hot = chat("Tell me a story.", temperature=2.0, top_k=1, seed=5)
+    assert (
+        generate(model, hot).text == generate(model, chat("Tell me a story.", temperature=0)).text
+    )
+
+
+# ------------------------------------------------------------------------------ prompts
+
+
+def test_the_first_delta_says_how_long_the_prompt_is(model: LlamaCppRuntime) -> None:
+    for _ in range(2):  # the second time out of the cache
+        deltas = asyncio.run(collect(model, chat("Say hello"), tenant="t"))
+        told = [delta.input_tokens for delta in deltas]
+        assert told == [deltas[-1].usage.input_tokens, *[0] * (len(deltas) - 1)]
+
+
+def test_a_prompt_is_counted_without_an_answer_and_without_charge(model: LlamaCppRuntime) -> None:
+    item = ChatInput(QUESTION, Sampling(max_tokens=1), [WEATHER])
+    usage = generate(model, item).usage
+    item.count_only = True
+    (counted,) = asyncio.run(collect(model, item))
+    assert counted.input_tokens == usage.input_tokens
+    assert (counted.text, counted.usage) == ("", Usage())
+
+
+def test_a_prompt_that_is_too_long_is_counted(model: LlamaCppRuntime) -> None:
+    item = chat("word " * (2 * CONTEXT_TOKENS))
+    with pytest.raises(ContextLengthExceeded):
+        generate(model, item)
+    item.count_only = True
+    assert generate(model, item).input_tokens > 2 * CONTEXT_TOKENS
+
+
+def test_a_message_that_has_begun_is_continued(model: LlamaCppRuntime) -> None:
+    plain = chat("Say hello in three words.", temperature=0, max_tokens=12)
+    whole = generate(model, plain)
+    words = whole.text.split()
+    beginning = " ".join(words[: len(words) // 2])
+    item = ChatInput(
+        [*plain.messages, Message("assistant", beginning)], plain.sampling, continue_last=True
+    )
+    assert (beginning + generate(model, item).text).startswith(whole.text)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [WEATHER], "tool_choice": ToolChoice("required")},
+        {"json_format": JsonFormat({"type": "object"})},
+    ],
+    ids=["call", "schema"],
+)
+def test_a_beginning_cannot_become_json(model: LlamaCppRuntime, fields: dict[str, Any]) -> None:
+    messages = [*QUESTION, Message("assistant", "It is")]
+    with pytest.raises(InvalidInput, match="cannot be continued"):
+        generate(model, ChatInput(messages, continue_last=True, **fields))
+
+
+# ------------------------------------------------------------------------------ tokens
 
 
 def test_characters_are_never_split(model: LlamaCppRuntime) -> None:

@@ -154,7 +154,9 @@ class Twin:
             content = word if number == 0 else " " + word
             choice = {"delta": {"content": content}, "logprobs": {"content": [logprob]}}
             yield event(choices=[choice])
-        yield event(choices=[{"delta": {}, "finish_reason": "stop"}])
+        last = text.split(" ")[-1]
+        found = last if last in body.get("stop", []) else None
+        yield event(choices=[{"delta": {}, "finish_reason": "stop", "stop_reason": found}])
         if body.get("stream_options"):
             usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
             yield event(choices=[], usage=usage)
@@ -279,6 +281,29 @@ def test_what_was_asked_is_what_is_sent(twin: tuple[Twin, str]) -> None:
         },
         {"role": "tool", "content": "21", "tool_call_id": "c0"},
     ]
+
+
+def test_top_k_is_sent_to_servers_that_take_it(twin: tuple[Twin, str]) -> None:
+    generate(make(twin[1]), say("go", top_k=4))
+    assert "top_k" not in twin[0].bodies[-1]
+    generate(make(twin[1], takes_top_k=True), say("go", top_k=4))
+    assert twin[0].bodies[-1]["top_k"] == 4
+
+
+def test_the_stop_text_is_told_where_the_server_tells_it(twin: tuple[Twin, str]) -> None:
+    assert generate(make(twin[1]), say("a b stopped", stop=["y", "stopped"])).stop_text == "stopped"
+    assert generate(make(twin[1]), say("a b", stop=["y", "stopped"])).stop_text == ""
+
+
+@pytest.mark.parametrize("fields", [{"count_only": True}, {"continue_last": True}])
+def test_what_the_protocol_cannot_ask_is_refused(
+    twin: tuple[Twin, str], fields: dict[str, Any]
+) -> None:
+    messages = [Message("user", "go"), Message("assistant", "I")]
+    asked = len(twin[0].bodies)
+    with pytest.raises(InvalidInput, match="this model cannot"):
+        generate(make(twin[1]), ChatInput(messages, **fields))
+    assert len(twin[0].bodies) == asked
 
 
 def test_tool_calls_pass_through(twin: tuple[Twin, str]) -> None:
