@@ -31,7 +31,7 @@ from wherry.cli.command import examples_by_command
 from wherry.cli.serve import SECRETS
 from wherry.client import schema
 from wherry.control.supervisor import GatewayOrder
-from wherry.doors.errors import HTTP_STATUS, openai_error, render_openai
+from wherry.doors.errors import GRPC_STATUS, HTTP_STATUS, openai_error, render_openai
 from wherry.doors.route import Row
 from wherry.settings import PREFIX, Settings
 
@@ -194,6 +194,7 @@ def build_errors() -> str:
         (
             code(kind.code),
             str(HTTP_STATUS[kind]),
+            code(GRPC_STATUS[kind]),
             "yes" if issubclass(kind, errors.TryLater) else "",
             inspect.getdoc(kind) or "",
             code(kind.__name__),
@@ -205,7 +206,7 @@ def build_errors() -> str:
         "Errors",
         "An error says what is wrong and what to do next. `code` is stable; the text may change. "
         "With `Retry-After` the same request may succeed later.",
-        table(("Code", "HTTP", "`Retry-After`", "Meaning, and what to do", "Python"), rows),
+        table(("Code", "HTTP", "gRPC", "`Retry-After`", "Meaning, and what to do", "Python"), rows),
         "## Shapes",
         "Each door answers in its protocol's own shape:",
         table(
@@ -221,6 +222,7 @@ def build_errors() -> str:
                     '`{"type": "error", "error": {"type", "message"}, "request_id"}`',
                 ),
                 ("`/v2` (Open Inference)", '`{"error": "message (hint)"}`'),
+                ("gRPC (Open Inference)", "`message (hint)` as the status's details"),
             ],
         ),
         "OpenAI's SDKs decide by status, so some differ under `/v1`:",

@@ -28,6 +28,7 @@ class LiveServer:
         found = _wait_for_file(process, home / ".wherry" / "servers")
         self.url: str = found["url"]
         self.key: str = found["key"]
+        self.grpc: str = found["grpc"]
         self.http = httpx.Client(
             base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=60
         )

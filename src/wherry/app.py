@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -17,7 +18,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def serve(
     with lock_data(settings.folder) as lock, short_folder(lock) as run_folder:
         listener = listen(settings)
         settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
+        reserved = reserve_grpc_port(settings)
+        if reserved is not None:
+            settings = msgspec.structs.replace(settings, grpc_port=reserved.getsockname()[1])
         set_title("wherry: supervisor")
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(Server(settings, run_folder, listener, on_ready).run())
@@ -138,7 +142,10 @@ class Server:
             )
         ]
         url = url_of(settings)
-        server_file = write_server(LocalServer(url, key, str(folder), os.getpid(), __version__))
+        grpc = grpc_address(settings)
+        server_file = write_server(
+            LocalServer(url, key, str(folder), os.getpid(), __version__, grpc)
+        )
         ready = loop.create_task(self._announce(url, key))
         try:
             await wait_for_first([loop.create_task(stop.wait()), *tasks])
@@ -202,6 +209,8 @@ class Server:
     async def _announce(self, url: str, key: str) -> None:
         await self._hub.first_acknowledgement.wait()
         log.info("ready", url=url, pid=os.getpid())
+        if grpc := grpc_address(self._settings):
+            log.info("speaks gRPC", address=grpc)
         if self._on_ready is not None:
             self._on_ready(url, key)
 
@@ -330,21 +339,47 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The socket all gateways share; a taken port is said plainly, with a free one."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        raise errors.Conflict(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
-            hint=f"wherry serve --port {next_free_port(settings.host, settings.port)}",
-        ) from error
+    """The socket all gateways share."""
+    listener = bind(settings.host, settings.port, "--port")
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
+
+
+def reserve_grpc_port(settings: Settings) -> socket.socket | None:
+    """A socket that keeps the gRPC port for our gateways; None if there is no such door.
+
+    gRPC takes no socket that is open already: each gateway binds its own to the port, which the
+    kernel allows from now on to processes of this user, and to no other server before.
+
+    Raises:
+        MissingExtra: its package is not installed.
+    """
+    if settings.grpc_port is None:
+        return None
+    if importlib.util.find_spec("grpc") is None:
+        raise errors.MissingExtra(
+            "the gRPC door needs the package 'grpcio'", hint="pip install 'wherry[grpc]'"
+        )
+    reserved = bind(settings.host, settings.grpc_port, "--grpc-port")
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return reserved
+
+
+def bind(host: str, port: int, flag: str) -> socket.socket:
+    """A socket at an address; a taken port is said plainly, with a free one for the flag."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise errors.Conflict(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint=f"wherry serve {flag} {next_free_port(host, port)}",
+        ) from error
+    return bound
 
 
 def next_free_port(host: str, port: int) -> int:
@@ -364,10 +399,20 @@ def next_free_port(host: str, port: int) -> int:
 def url_of(settings: Settings) -> str:
     """Where clients of this machine reach the server."""
     scheme = "https" if settings.tls_cert else "http"
+    return f"{scheme}://{near_host(settings)}:{settings.port}"
+
+
+def grpc_address(settings: Settings) -> str:
+    """The same for gRPC, whose clients want no scheme; empty if there is no such door."""
+    return "" if settings.grpc_port is None else f"{near_host(settings)}:{settings.grpc_port}"
+
+
+def near_host(settings: Settings) -> str:
+    """The host by which this machine's clients reach the server, as addresses have it."""
     host = settings.host
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         host = "127.0.0.1"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager
@@ -459,6 +504,7 @@ class GatewayProcess:
         from wherry.accounts.limits import KeyMeters
         from wherry.accounts.secret_files import load_pepper
         from wherry.doors.errors import status_of_code
+        from wherry.doors.inference_models import InferenceModels
         from wherry.doors.route import Doors, Row
         from wherry.gateway.authenticate import Authenticator
         from wherry.gateway.predict import Gateway
@@ -493,10 +539,12 @@ class GatewayProcess:
         )
         self._gateway.tell_hung = self._uplink.tell_hung
         self._gateway.quarantine.tell_others = self._uplink.tell_poison
+        self._models = InferenceModels(self._gateway, self._uplink)
         rows: list[Row] = []
         rows += self._make_rows(lambda: rows)
         hosts = frozenset({*settings.allowed_hosts, settings.host})
         self._app = Doors(rows, self._authenticator, hosts, self._settler.limit_headers)
+        self._grpc_server = self._make_grpc_server()
 
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
         from wherry.doors.anthropic import AnthropicDoor
@@ -527,7 +575,7 @@ class GatewayProcess:
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
             AnthropicDoor(self._gateway),
-            InferenceDoor(self._gateway, self._uplink),
+            InferenceDoor(self._gateway, self._models),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
         ]
@@ -572,7 +620,9 @@ class GatewayProcess:
         routes.cancel()
         settle_memory()
         try:
-            await make_http_server(config, self._platform.close).serve(sockets=[self._listener])
+            if self._grpc_server is not None:
+                await self._grpc_server.start()
+            await make_http_server(config, self._stop_others).serve(sockets=[self._listener])
         finally:
             for task in tasks:
                 task.cancel()
@@ -581,6 +631,26 @@ class GatewayProcess:
             await self._journal.close()
             self._authenticator.close()
             self._database.close()
+
+    def _make_grpc_server(self) -> Any:
+        """The gRPC door's server; None unless it is wanted, as its package may not be there."""
+        settings = self._settings
+        if settings.grpc_port is None:
+            return None
+        from wherry.doors.grpc_server import GrpcServer
+        from wherry.doors.inference_grpc import InferenceGrpcDoor
+
+        door = InferenceGrpcDoor(self._gateway, self._models)
+        limit_headers = self._settler.limit_headers
+        return GrpcServer(
+            door.methods(), self._authenticator, settings, limit_headers, door.end_streams
+        )
+
+    async def _stop_others(self) -> None:
+        """End what would last for ever, and let calls over gRPC end, while HTTP does the same."""
+        self._platform.close()
+        if self._grpc_server is not None:
+            await self._grpc_server.stop(STOP_SECONDS)
 
     async def _choose_protocol(self) -> Any:
         """What speaks HTTP here: a protocol that works with the installed uvicorn."""
@@ -631,11 +701,12 @@ def raise_open_files(wanted: int) -> int:
     return wanted
 
 
-def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:
-    """A uvicorn server that ends endless event streams before it waits for requests in flight.
+def make_http_server(config: Any, stop_others: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+    """A uvicorn server that stops others, too, while it waits for requests in flight.
 
-    It wakes up once a second, for the date in its answers, and when it is told to stop; uvicorn's
-    own loop looks ten times a second whether it is.
+    When it returns, the process ends by the signal that told it to stop. It wakes up once a second,
+    for the date in its answers, and when it is told to stop; uvicorn's own loop looks ten times a
+    second whether it is.
     """
     import uvicorn
 
@@ -654,8 +725,9 @@ def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:
             loop.call_soon_threadsafe(told.set)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            on_shutdown()
+            others = loop.create_task(stop_others())
             await super().shutdown(sockets)
+            await others
 
     return HttpServer(config)
 

@@ -36,8 +36,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Address to listen on. Another than loopback needs TLS or `behind_proxy`."""
     port: Port = 8000
     """TCP port of all HTTP doors; 0 lets the system choose."""
+    grpc_port: Port | None = None
+    """TCP port of the gRPC door, usually 8001; 0 lets the system choose. Off unless it is set."""
     gateways: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Gateway processes sharing the port."""
+    """Gateway processes sharing the ports."""
     tls_cert: str = ""
     """PEM file with the certificate chain."""
     tls_key: str = ""

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tests.certificates import make_certificate
 from tests.conftest import LiveServer, clean_environment, run_server
 
 from wherry import Client, errors
@@ -243,33 +244,6 @@ def test_tls_serves_https_only(tmp_path: Path):
     finally:
         process.terminate()
         assert process.wait(30) == 0
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-keyout",
-            str(key),
-            "-out",
-            str(certificate),
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate, key
 
 
 def test_the_admin_key_of_the_environment_opens_the_server(tmp_path: Path):

@@ -60,7 +60,9 @@ def make_flags() -> type[Any]:
     for field in msgspec.structs.fields(Settings):
         if field.name in SECRETS:
             continue
-        default = "" if field.default in ("", (), 0, False) else f" [default: {field.default}]"
+        default = (
+            "" if field.default in ("", (), 0, False, None) else f" [default: {field.default}]"
+        )
         parameter = Parameter(group=SETTINGS, help=docs.get(field.name, "") + default)
         annotation = Annotated[_flag_type(field.type), parameter]
         fields.append((field.name, annotation, dataclasses.field(default=None)))

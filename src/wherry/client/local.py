@@ -26,6 +26,8 @@ class LocalServer(msgspec.Struct, frozen=True):
     """Its data folder."""
     pid: int
     version: str
+    grpc: str = ""
+    """Host and port of its gRPC door; empty = it has none."""
 
     def __repr__(self) -> str:
         """Without the key, which must not reach a log."""

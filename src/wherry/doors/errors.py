@@ -41,6 +41,38 @@ HTTP_STATUS: dict[type[WherryError], int] = {
     errors.WherryError: 500,
 }
 
+GRPC_STATUS: dict[type[WherryError], str] = {
+    errors.InvalidInput: "INVALID_ARGUMENT",
+    errors.ContextLengthExceeded: "INVALID_ARGUMENT",
+    errors.FormatNotAllowed: "INVALID_ARGUMENT",
+    errors.Quarantined: "INVALID_ARGUMENT",
+    # as gRPC itself refuses a message that is over its limit
+    errors.TooLarge: "RESOURCE_EXHAUSTED",
+    errors.NotAuthenticated: "UNAUTHENTICATED",
+    errors.NotPermitted: "PERMISSION_DENIED",
+    errors.CodeNotAllowed: "PERMISSION_DENIED",
+    errors.NotFound: "NOT_FOUND",
+    errors.ModelNotFound: "NOT_FOUND",
+    errors.Conflict: "FAILED_PRECONDITION",
+    errors.DoesNotFit: "FAILED_PRECONDITION",
+    errors.SandboxMissing: "FAILED_PRECONDITION",
+    errors.TryLater: "UNAVAILABLE",
+    errors.QuotaExceeded: "RESOURCE_EXHAUSTED",
+    errors.Overloaded: "UNAVAILABLE",
+    errors.NotReady: "UNAVAILABLE",
+    errors.Unavailable: "UNAVAILABLE",
+    errors.TimedOut: "DEADLINE_EXCEEDED",
+    errors.Cancelled: "CANCELLED",
+    errors.ModelFailed: "INTERNAL",
+    # clients repeat what is UNAVAILABLE, and these were perhaps executed
+    errors.WorkerLost: "ABORTED",
+    errors.UpstreamFailed: "ABORTED",
+    errors.MissingExtra: "UNIMPLEMENTED",
+    errors.Internal: "INTERNAL",
+    errors.WherryError: "INTERNAL",
+}
+"""Names of gRPC's status codes; its package may not be there."""
+
 _status_by_code = {kind.code: status for kind, status in reversed(HTTP_STATUS.items())}
 
 Rendered = tuple[int, bytes, dict[str, str]]
@@ -57,6 +89,11 @@ def status_of_code(code: str) -> int:
 def status_of(error: WherryError) -> int:
     """Status by an error's class."""
     return HTTP_STATUS[type(error)]
+
+
+def grpc_status_of(error: WherryError) -> str:
+    """Name of gRPC's status by an error's class."""
+    return GRPC_STATUS[type(error)]
 
 
 def retry_headers(error: WherryError) -> dict[str, str]:

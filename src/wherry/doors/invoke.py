@@ -83,9 +83,9 @@ async def invoke(
         headers={name: headers[name] for name in forward if name in headers},
         stream=stream,
         tokens_bound=tokens_bound,
-        timeout_seconds=_timeout(headers.get("x-request-timeout-seconds")),
-        sticky=_sticky(headers.get("x-wherry-sticky")),
-        wait_seconds=_wait(headers.get("prefer")),
+        timeout_seconds=read_timeout(headers.get("x-request-timeout-seconds")),
+        sticky=read_sticky(headers.get("x-wherry-sticky")),
+        wait_seconds=read_wait(headers.get("prefer")),
         is_direct=is_direct,
     )
     exchange = gateway.predict(inbound)
@@ -227,7 +227,8 @@ class _Watch:
         self._gateway.cancel(self._exchange)
 
 
-def _timeout(text: str | None) -> float | None:
+def read_timeout(text: str | None) -> float | None:
+    """Seconds that the client waits at most; None if it does not say."""
     if text is None:
         return None
     try:
@@ -242,7 +243,8 @@ def _timeout(text: str | None) -> float | None:
     return seconds
 
 
-def _sticky(text: str | None) -> str:
+def read_sticky(text: str | None) -> str:
+    """The client's word for who asks."""
     if not text:
         return ""
     if len(text) > MAX_STICKY_CHARACTERS:
@@ -252,7 +254,8 @@ def _sticky(text: str | None) -> str:
     return text
 
 
-def _wait(prefer: str | None) -> float | None:
+def read_wait(prefer: str | None) -> float | None:
+    """Seconds that the client waits for a model that is not loaded."""
     if not prefer:
         return None
     found = WAIT.search(prefer)

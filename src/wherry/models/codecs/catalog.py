@@ -10,6 +10,7 @@ from wherry.models.codecs.codec import Codec
 
 BUILT_IN: dict[str, str] = {
     "inference": "wherry.models.codecs.inference:INFERENCE",
+    "inference.grpc": "wherry.models.codecs.inference_grpc:INFERENCE_GRPC",
     "anthropic.messages": "wherry.models.codecs.anthropic_messages:ANTHROPIC_MESSAGES",
     "anthropic.count_tokens": "wherry.models.codecs.anthropic_messages:ANTHROPIC_COUNT",
     "predict": "wherry.models.codecs.predict:PREDICT",

@@ -23,6 +23,17 @@ from msgspec import UNSET, Meta, UnsetType
 
 from wherry.errors import InvalidInput, TooLarge
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
+from wherry.models.codecs.inference_common import (
+    MAX_ID,
+    MAX_NAME,
+    MAX_TENSORS,
+    check_bfloat,
+    check_new,
+    check_output,
+    no_shared_memory,
+    select_outputs,
+    shown_datatype,
+)
 from wherry.models.tasks.classification import shortest_floats
 from wherry.models.tasks.task import Task, TaskConfig, TaskInput
 from wherry.models.tasks.tensor import (
@@ -33,7 +44,6 @@ from wherry.models.tasks.tensor import (
     array_from_list,
     array_from_raw,
     count_elements,
-    datatype_of,
     json_type_by_kind,
     largest_float,
     plain_from_array,
@@ -47,7 +57,8 @@ MAX_EXPANSION = 100
 FREE_EXPANSION_BYTES = 1 << 20
 
 Size = Annotated[int, Meta(ge=0)]
-Name = Annotated[str, Meta(max_length=256)]
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
+Id = Annotated[str, Meta(max_length=MAX_ID)]
 
 
 class InputParameters(msgspec.Struct):
@@ -91,9 +102,9 @@ class RequestedOutput(msgspec.Struct):
 class InferRequest(msgspec.Struct):
     """The JSON part of a request."""
 
-    inputs: Annotated[list[InputTensor], Meta(min_length=1, max_length=1024)]
-    id: Annotated[str, Meta(max_length=4096)] | None = None
-    outputs: Annotated[list[RequestedOutput], Meta(max_length=1024)] | None = None
+    inputs: Annotated[list[InputTensor], Meta(min_length=1, max_length=MAX_TENSORS)]
+    id: Id | None = None
+    outputs: Annotated[list[RequestedOutput], Meta(max_length=MAX_TENSORS)] | None = None
     parameters: RequestParameters | None = None
 
 
@@ -111,7 +122,7 @@ class FloatRequest(msgspec.Struct):
     """The commonest request: one such tensor, and nothing else that matters."""
 
     inputs: Annotated[list[FloatTensor], Meta(min_length=1, max_length=1)]
-    id: Annotated[str, Meta(max_length=4096)] | None = None
+    id: Id | None = None
     outputs: None = None
     parameters: None = None
 
@@ -169,7 +180,7 @@ class InferenceCodec:
         request: InferRequest = decode_json(head, request_decoder)
         wanted = read_wanted(request, task, config)
         tensors = read_tensors(request.inputs, tail)
-        check_bfloat(request.inputs, task, config)
+        check_bfloat({each.name: each.datatype for each in request.inputs}, task, config)
         return Decoded(task.from_tensors(tensors, config), wanted)
 
     def encode(
@@ -180,7 +191,7 @@ class InferenceCodec:
         if wanted is ALL_AS_JSON:
             found = json_columns(outputs, task, config)
         else:
-            found = select_outputs(task.to_tensors(outputs, config), wanted)
+            found = select_outputs(task.to_tensors(outputs, config), wanted.binary_by_output)
         written: list[OutputTensor] = []
         tail: list[bytes] = []
         for name, column in found.items():
@@ -354,8 +365,7 @@ def read_tensors(inputs: Sequence[InputTensor], tail: memoryview) -> dict[str, A
     tensors: dict[str, Array] = {}
     start = 0
     for tensor in inputs:
-        if tensor.name in tensors:
-            raise InvalidInput(f"input {tensor.name!r} comes twice")
+        check_new(tensor.name, tensors)
         size = binary_size(tensor)
         if size is None:
             tensors[tensor.name] = read_list(tensor)
@@ -378,7 +388,7 @@ def binary_size(tensor: InputTensor) -> int | None:
             raise InvalidInput(f"input {tensor.name!r} has no data")
         return None
     if parameters.shared_memory_region is not None:
-        raise InvalidInput("shared memory is not served", hint="send the data in the request")
+        raise no_shared_memory()
     size = parameters.binary_data_size
     if (size is None) == (tensor.data is UNSET):
         number = "no" if size is None else "two kinds of"
@@ -418,16 +428,6 @@ def list_decoder(element: type, depth: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(wanted)
 
 
-def check_bfloat(inputs: Sequence[InputTensor], task: Task, config: TaskConfig) -> None:
-    """BF16 only for inputs declared BF16: as an array it cannot be told from UINT16."""
-    for tensor in inputs:
-        if tensor.datatype == "BF16":
-            declared = {spec.name: spec.datatype for spec in task.signature(config).inputs}
-            wanted = declared.get(tensor.name, "BF16")
-            if wanted != "BF16":
-                raise InvalidInput(f"input {tensor.name!r} is BF16, the model takes {wanted}")
-
-
 # ------------------------------------------------------------------------------ outputs
 
 
@@ -440,32 +440,16 @@ def read_wanted(request: InferRequest, task: Task, config: TaskConfig) -> Wanted
     declared = [spec.name for spec in task.signature(config).outputs]
     for output in request.outputs:
         parameters = output.parameters or OutputParameters()
-        if output.name in wanted.binary_by_output:
-            raise InvalidInput(f"output {output.name!r} is requested twice")
-        if declared and output.name not in declared:
-            raise unknown_output(output.name, declared)
-        if parameters.classification:
-            raise InvalidInput("the classification extension is not served", hint="leave it out")
-        if parameters.shared_memory_region is not None:
-            raise InvalidInput("shared memory is not served", hint="read the response's body")
+        check_output(
+            output.name,
+            wanted.binary_by_output,
+            declared,
+            wants_classes=bool(parameters.classification),
+            wants_shared_memory=parameters.shared_memory_region is not None,
+        )
         chosen = parameters.binary_data
         wanted.binary_by_output[output.name] = binary if chosen is None else chosen
     return wanted
-
-
-def select_outputs(tensors: Mapping[str, Array], wanted: Wanted) -> Mapping[str, Array]:
-    """The requested tensors, in the order requested."""
-    if not wanted.binary_by_output:
-        return tensors
-    for name in wanted.binary_by_output:
-        if name not in tensors:
-            raise unknown_output(name, tensors)
-    return {name: tensors[name] for name in wanted.binary_by_output}
-
-
-def unknown_output(name: str, known: Sequence[str] | Mapping[str, Any]) -> InvalidInput:
-    """The error for an output that the model does not have."""
-    return InvalidInput(f"unknown output {name!r}", hint="outputs: " + ", ".join(map(repr, known)))
 
 
 def json_columns(outputs: Sequence[Any], task: Task, config: TaskConfig) -> Mapping[str, Column]:
@@ -473,14 +457,6 @@ def json_columns(outputs: Sequence[Any], task: Task, config: TaskConfig) -> Mapp
     to_columns: ToColumns | None = getattr(task, "to_columns", None)
     found = to_columns(outputs, config) if to_columns is not None else None
     return task.to_tensors(outputs, config) if found is None else found
-
-
-def shown_datatype(name: str, array: Array, task: Task, config: TaskConfig) -> str:
-    """The datatype of an output."""
-    datatype = datatype_of(array)
-    if datatype == "UINT16" and is_declared_bfloat(name, task, config):
-        return "BF16"
-    return datatype
 
 
 @lru_cache(maxsize=256)
@@ -513,13 +489,6 @@ def rows_of_numbers(array: Array) -> list[bytes] | None:
     if kind == "f" and not math.isfinite(sum(map(sum, found))):
         return None
     return encode_json(found)[2:-2].split(b"],[")  # numbers hold no brackets
-
-
-def is_declared_bfloat(name: str, task: Task, config: TaskConfig) -> bool:
-    """Whether an output that looks like UINT16 is meant as BF16."""
-    return any(
-        spec.name == name and spec.datatype == "BF16" for spec in task.signature(config).outputs
-    )
 
 
 def list_of(name: str, array: Array, datatype: str) -> list[Any]:

@@ -15,7 +15,7 @@ from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import safe_relative_path
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust.files import open_regular
-from wherry.models.trust.protobuf import BYTES, Budget, Field, Message
+from wherry.protobuf import BYTES, Budget, Field, Message
 
 MAX_FIELDS = 8_000_000
 MAX_NODES = 200_000
@@ -84,7 +84,7 @@ def read_onnx(path: Path) -> OnnxModel:
         with mapped, memoryview(mapped) as buffer:
             try:
                 return _Walk(Message(buffer, 0, len(buffer), Budget(MAX_FIELDS))).model()
-            except FormatNotAllowed as error:
+            except InvalidInput as error:
                 raise FormatNotAllowed(
                     f"{path.name!r} is not an ONNX model that may be served: {error.message}",
                     hint=error.hint or "export it again with a current exporter",
