@@ -38,6 +38,8 @@ from wherry.control.metrics import MetricsHistory
 from wherry.control.placement.local import Folders, LocalPlacement
 from wherry.control.supervisor import UNFIT_STATUS, GatewayOrder, Supervisor
 from wherry.gateway.uplink import LoadReport, Question, Uplink
+from wherry.jobs.batches.batches import Batches
+from wherry.jobs.files.files import Files
 from wherry.jobs.queue import JobQueue
 from wherry.jobs.trial import runtime_options
 from wherry.memory import settle_memory
@@ -272,6 +274,11 @@ class Server:
                 self._deployments.change, given["team_id"], given["name"], stopped=given["stopped"]
             )
             return await self._controller.settle()
+        if question.what == "batch":
+            caller = self._jobs.find_caller(given["token"])
+            if caller is None:
+                raise errors.NotFound("no runner has this token")
+            return msgspec.to_builtins(caller)
         raise errors.NotFound(f"nothing is known of {question.what!r}")
 
     def _describe(self, team_id: str) -> list[Deployment]:
@@ -503,12 +510,14 @@ class GatewayProcess:
         # imported here: the main process has no use for the doors
         from wherry.accounts.limits import KeyMeters
         from wherry.accounts.secret_files import load_pepper
+        from wherry.doors.batch_lines import BatchLines
         from wherry.doors.errors import status_of_code
         from wherry.doors.inference_models import InferenceModels
         from wherry.doors.route import Doors, Row
         from wherry.gateway.authenticate import Authenticator
         from wherry.gateway.predict import Gateway
         from wherry.gateway.settle import Settler
+        from wherry.jobs.batches.wire import socket_of
         from wherry.storage.journal import JournalWriter
         from wherry.telemetry import Registry as MetricsRegistry
 
@@ -545,14 +554,23 @@ class GatewayProcess:
         hosts = frozenset({*settings.allowed_hosts, settings.host})
         self._app = Doors(rows, self._authenticator, hosts, self._settler.limit_headers)
         self._grpc_server = self._make_grpc_server()
+        self._batch_lines = BatchLines(
+            socket_of(Path(order.control_address).parent, order.name),
+            self._app,
+            self._authenticator,
+            self._uplink,
+        )
 
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
         from wherry.doors.anthropic import AnthropicDoor
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.openai import OpenAIDoor
+        from wherry.doors.openai_batches import OpenAIBatchesDoor
+        from wherry.doors.openai_files import OpenAIFilesDoor
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
         from wherry.doors.predict import PredictDoor
+        from wherry.jobs.files.uploads import FileUploads
 
         settings = self._settings
         folder = settings.folder
@@ -570,12 +588,19 @@ class GatewayProcess:
             uplink=self._uplink,
             authenticator=self._authenticator,
         )
+        files = Files(self._database, settings)
         doors = [
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
             AnthropicDoor(self._gateway),
             InferenceDoor(self._gateway, self._models),
+            OpenAIFilesDoor(files, FileUploads(files, settings)),
+            OpenAIBatchesDoor(
+                Batches(self._database, files, settings),
+                self._uplink.nudge,
+                lambda method, path: self._app.find_row(method, path)[0],
+            ),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
         ]
@@ -619,11 +644,13 @@ class GatewayProcess:
         await asyncio.wait([routes], timeout=ROUTES_SECONDS)
         routes.cancel()
         settle_memory()
+        self._batch_lines.listen()
         try:
             if self._grpc_server is not None:
                 await self._grpc_server.start()
             await make_http_server(config, self._stop_others).serve(sockets=[self._listener])
         finally:
+            self._batch_lines.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

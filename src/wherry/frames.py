@@ -94,6 +94,9 @@ class Kind(enum.IntEnum):
     HUNG = 38
     ENDED = 39
     POISON = 40
+    # between a batch's runner and gateways (`wherry.jobs.batches.wire`)
+    CALL = 41
+    REPLY = 42
 
 
 class Usage(msgspec.Struct, array_like=True, frozen=True):

@@ -62,6 +62,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Largest request body; a deployment may lower it."""
     max_upload_bytes: Positive = 64 << 30
     """Largest uploaded model file."""
+    max_file_bytes: Positive = 512 << 20
+    """Largest file of `/v1/files`."""
+    max_team_files_bytes: Positive = 16 << 30
+    """Bytes that the files of one team may take together."""
+    max_batch_bytes: Positive = 200 << 20
+    """Largest input file of a batch."""
+    max_batch_lines: Positive = 50_000
+    """Most requests in one batch."""
     max_in_flight_bytes: Positive = 512 << 20
     """Bytes of request bodies that one gateway holds at once."""
     fast_lane: bool = True

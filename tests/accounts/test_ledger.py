@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -119,6 +120,20 @@ def test_a_request_that_was_journalled_twice_counts_once(
     write_segment(journal, [make_record(1, input_tokens=7), make_record(2, input_tokens=1)])
     assert ledger.ingest() == 2
     assert ledger.totals_since("team_1", 0.0) == Totals(2, 0, 6, 0, 0)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_an_answer_takes_the_place_of_what_failed_before_by_the_same_id(
+    database: Database, ledger: Ledger, journal: Path, order: tuple[int, ...]
+) -> None:
+    """As a line of a batch has it, which is sent again; and whatever is read first."""
+    failed = [make_record(1, status=status, code="cancelled") for status in (499, 503)]
+    answered = [make_record(1, input_tokens=5), make_record(1, input_tokens=5)]
+    records = [*failed, *answered]
+    for number in order:
+        write_segment(journal, [records[number]])
+        ledger.ingest()
+    assert ledger.totals_since("team_1", 0.0) == Totals(1, 0, 5, 0, 0)
 
 
 def test_a_lost_offset_doubles_nothing(database: Database, ledger: Ledger, journal: Path) -> None:

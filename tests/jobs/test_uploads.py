@@ -13,6 +13,7 @@ from tests.jobs.conftest import Site, pieces
 from wherry import errors
 from wherry.jobs import uploads as uploads_module
 from wherry.jobs.uploads import FILES, Uploads
+from wherry.storage.spool import WRITE_BYTES
 
 
 def write(site: Site, upload_id: str, path: str, content: bytes, offset: int = 0) -> dict[str, int]:
@@ -121,7 +122,7 @@ def test_what_arrived_before_the_client_left_stays(site: Site) -> None:
 
 def test_a_cancelled_writer_finishes_its_piece_before_it_lets_go(site: Site) -> None:
     upload = site.uploads.create(site.team_id)
-    piece = b"x" * uploads_module.WRITE_BYTES
+    piece = b"x" * WRITE_BYTES
 
     async def endless() -> AsyncIterator[bytes]:
         while True:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     case,
     cast,
     func,
+    literal_column,
     select,
     update,
 )
@@ -175,7 +176,7 @@ def add_tracks(connection: Connection, tracks: Sequence[tuple[Any, ...]]) -> Non
 
 
 def add_outcomes(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-    """Insert ledger rows whose request is not in it yet; tells how many were new.
+    """Insert ledger rows whose request is not in it yet, or has failed; tells how many were new.
 
     Args:
         connection: in a transaction.
@@ -196,7 +197,16 @@ def add_outcomes(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> int
 def _insert_outcome(dialect: Dialect) -> tuple[str, bool]:
     kind = postgresql if dialect.name == "postgresql" else sqlite
     names = ledger.c.keys()
-    insert = kind.insert(ledger).on_conflict_do_nothing()
+    insert = kind.insert(ledger)
+    # The line of a batch keeps its id when it is sent again: its answer takes the place of what
+    # failed before, and a second answer, of one that died before it was heard, costs nothing.
+    nothing: Any = literal_column("''")
+    is_better = (ledger.c.code != nothing) & (insert.excluded.code == nothing)
+    insert = insert.on_conflict_do_update(
+        index_elements=[ledger.c.request_id],
+        set_={name: insert.excluded[name] for name in names if name != "request_id"},
+        where=is_better,
+    )
     compiled = insert.compile(dialect=dialect, column_keys=names)
     return str(compiled), compiled.positional
 

@@ -187,7 +187,7 @@ class Job(Answer):
     """Work longer than a request. Ends as succeeded, failed or cancelled."""
 
     id: str
-    kind: Literal["pull", "import", "train", "deploy"]
+    kind: Literal["pull", "import", "train", "batch", "deploy"]
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     created_at: float
     finished_at: float | None = None
@@ -494,7 +494,7 @@ class Event(Answer):
 
     id: int
     at: float
-    topic: Literal["deployments", "jobs", "models", "keys", "workers"]
+    topic: Literal["deployments", "jobs", "batches", "models", "keys", "workers"]
     subject: str
     what: str
     data: Mapping[str, Any] = {}

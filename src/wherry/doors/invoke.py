@@ -86,8 +86,11 @@ async def invoke(
         timeout_seconds=read_timeout(headers.get("x-request-timeout-seconds")),
         sticky=read_sticky(headers.get("x-wherry-sticky")),
         wait_seconds=read_wait(headers.get("prefer")),
+        is_background=inquiry.is_background,
         is_direct=is_direct,
     )
+    if inbound.is_background:
+        await gateway.wait_for_spare_room(inbound)
     exchange = gateway.predict(inbound)
     watch = _Watch(gateway, inquiry, exchange)
     if stream:

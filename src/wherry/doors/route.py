@@ -58,6 +58,7 @@ class Inquiry:
         "caller",
         "headers",
         "id",
+        "is_background",
         "method",
         "params",
         "scope",
@@ -75,6 +76,8 @@ class Inquiry:
         client = scope.get("client")
         self.address: str = client[0] if client else ""
         self.body_limit = 0
+        self.is_background = False
+        """It waits until no other request would have to wait for it: a line of a batch."""
 
     @property
     def query(self) -> dict[str, str]:
@@ -174,6 +177,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Accepted media types of the body; empty = not checked. An absent one is accepted."""
     status: int = 200
     streams: bool = False
+    in_batches: bool = True
+    """Whether lines of batches may name it, if it needs the scope `invoke`."""
     direct: Direct | None = None
     """Set where the handler only hands the body on; such rows have a fast lane."""
     with_header: str = ""
@@ -273,14 +278,11 @@ class Doors:
                     {"allow": ", ".join(sorted(methods))},
                 )
                 return
-            inquiry.body_limit = row.body_limit
             if row.permission != "open":
                 inquiry.caller = await self._authenticator.authenticate(
                     scope["headers"], inquiry.address
                 )
-                check_permission(inquiry.caller, row.permission)
-            _check_content_type(row, headers)
-            response = await row.handler(inquiry)
+            response = await self.handle(row, inquiry)
         except (errors.Cancelled, ClientDisconnect):
             return
         except errors.WherryError as error:
@@ -294,6 +296,18 @@ class Doors:
             await _send_error(send, inquiry, any_row.render, self.explain_bug())
             return
         await _send_response(send, inquiry, response)
+
+    async def handle(self, row: Row, inquiry: Inquiry) -> Response:
+        """What a row answers to a caller that is known.
+
+        Raises:
+            WherryError: the caller may not, or the handler refuses or fails.
+        """
+        inquiry.body_limit = row.body_limit
+        if inquiry.caller is not None:
+            check_permission(inquiry.caller, row.permission)
+        _check_content_type(row, inquiry.headers)
+        return await row.handler(inquiry)
 
     def render_error(
         self, render: Renderer, error: errors.WherryError, number: str, caller: Principal | None

@@ -35,6 +35,8 @@ class Inbound(msgspec.Struct, kw_only=True):
     Empty = the key."""
     wait_seconds: float | None = None
     """How long the client waits for a model that is not loaded (`Prefer: wait=…`)."""
+    is_background: bool = False
+    """A line of a batch: see `Gateway.wait_for_spare_room`."""
     is_direct: bool = False
     """Its codec tells nothing of the single request, neither its id nor the time: those with the
     same head differ in their bodies only."""

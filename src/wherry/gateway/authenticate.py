@@ -25,6 +25,8 @@ from wherry.telemetry import get_logger
 MAX_CACHED_KEYS = 100_000
 MAX_CACHED_REFUSALS = 10_000
 MAX_REVOKED = 10_000
+MAX_CACHED_BY_ID = 256
+"""Keys whose batches are at work."""
 MAX_LOOKUPS = 64
 """Secrets looked up in the database at once."""
 MAX_ADDRESSES = 10_000
@@ -74,6 +76,7 @@ class Authenticator:
         self._salt = secrets.token_bytes(32)
         self._principals: dict[bytes, Principal] = {}
         self._digest_by_key: dict[str, bytes] = {}
+        self._by_key_id: dict[str, Principal] = {}
         self._refusals: dict[bytes, float] = {}
         self._revoked: dict[str, None] = {}
         self._lookups: dict[bytes, asyncio.Task[Principal | None]] = {}
@@ -132,6 +135,26 @@ class Authenticator:
         except NotAuthenticated:
             self._failures.count(address)
             raise
+
+    async def find_key(self, team_id: str, key_id: str) -> Principal:
+        """The principal of a key whose secret is not at hand: who made a batch.
+
+        Raises:
+            NotAuthenticated: it was revoked or has expired.
+            Unavailable: the database cannot say.
+        """
+        principal = self._by_key_id.get(key_id)
+        if principal is None:
+            loop = asyncio.get_running_loop()
+            principal = await loop.run_in_executor(
+                self._lookup_threads, self._read_key_by_id, team_id, key_id
+            )
+            self._by_key_id[key_id] = principal
+            _drop_oldest(self._by_key_id, MAX_CACHED_BY_ID)
+        if key_id in self._revoked:
+            raise NotAuthenticated("the key was revoked")
+        self._check_expiry(principal)
+        return principal
 
     def is_current(self, principal: Principal) -> bool:
         """Whether a principal found earlier still holds; streams ask now and then."""
@@ -211,6 +234,13 @@ class Authenticator:
             row = store.find_key_by_digest(connection, hash_secret(self._pepper, secret))
         return revision, None if row is None or row.revoked_at else to_principal(row)
 
+    def _read_key_by_id(self, team_id: str, key_id: str) -> Principal:
+        with self._database.read() as connection:
+            row = store.find_key(connection, team_id, key_id)
+        if row is None or row.revoked_at:
+            raise NotAuthenticated("the key was revoked")
+        return to_principal(row)
+
     def _remember(self, digest: bytes, principal: Principal | None) -> None:
         if principal is None:
             self._refusals[digest] = self._monotonic() + REFUSAL_SECONDS
@@ -222,6 +252,7 @@ class Authenticator:
             self._drop(next(iter(self._principals.values())).key_id)
 
     def _drop(self, key_id: str) -> None:
+        self._by_key_id.pop(key_id, None)
         digest = self._digest_by_key.pop(key_id, None)
         if digest is not None:
             self._principals.pop(digest, None)
@@ -241,6 +272,7 @@ class Authenticator:
             # The database was restored from a backup: nothing that is cached can be trusted.
             self._principals.clear()
             self._digest_by_key.clear()
+            self._by_key_id.clear()
         for key_id, is_revoked in changes:
             self._drop(key_id)
             if is_revoked:

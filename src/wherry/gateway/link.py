@@ -115,6 +115,20 @@ class WorkerLink:
         """Requests in flight."""
         return len(self.outstanding)
 
+    @property
+    def spare_credits(self) -> int:
+        """How many more requests it may have that nobody waits for.
+
+        A worker gives credits for twice what it runs at once, or more. While it has no live request,
+        background work fills three quarters of what it runs at once, so that one which comes finds a
+        place or a short wait; beside live requests there is one, so that it does not stop for ever.
+        """
+        if not self.is_ready or self.is_retired:
+            return 0
+        background = sum(each.track.is_background for each in self.outstanding.values())
+        is_idle = background == len(self.outstanding)
+        return (max(1, self._credits * 3 // 8) if is_idle else 1) - background
+
     def has_room(self, size: int) -> bool:
         """Whether a request of so many bytes may be sent now."""
         if not self.is_ready or self.is_retired or len(self.outstanding) >= self._credits:

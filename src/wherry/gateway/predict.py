@@ -110,6 +110,22 @@ class Gateway:
         track = self.find_track(inbound)
         return self.follow(track, inbound.request_id, inbound.body, on_end)
 
+    async def wait_for_spare_room(self, inbound: Inbound) -> None:
+        """Return when a request can be sent at once, and no live one would wait for it.
+
+        Its deadline begins only then. Follow it by `predict` without waiting in between.
+
+        Raises:
+            WherryError: it cannot be served.
+        """
+        while True:
+            track = self.find_track(inbound)
+            if not track.version.workers:
+                self._wake(track.deployment)
+            if track.queue.has_spare_room():
+                return
+            await track.queue.wait_for_change()
+
     def find_track(self, inbound: Inbound) -> Track:
         """Where a request goes; the next one may `follow` the same track while it `is_current`.
 
@@ -304,7 +320,7 @@ class Gateway:
     def _wake_what_is_waited_for(self) -> None:
         """A model may be unloaded while a request for it is on its way; a wake may be lost."""
         for queue in self._queues.values():
-            if queue.waiting and not queue.version.workers:
+            if queue.is_waited_for and not queue.version.workers:
                 self._wake(queue.deployment)
 
     # ------------------------------------------------------------------ time
@@ -322,6 +338,8 @@ class Gateway:
                     link.forgive_silence()
             last = now
             self._look_for_hangs(now)
+            for queue in self._queues.values():
+                queue.wake_background()
             if is_idle or now >= next_ping:
                 next_ping = now + PING_SECONDS
                 self._wake_what_is_waited_for()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 from wherry import errors
@@ -64,6 +65,8 @@ class VersionQueue:
         self._quarantine = quarantine
         self._deaths = deaths
         self._waiting = WaitingLine()
+        self._background: deque[asyncio.Future[None]] = deque()
+        """Requests of batches, which are not in line before there is room for them."""
         self._seconds_per_answer = 0.0
         self._longest_run_seconds = 0.0
         self._last_answer = 0.0
@@ -210,6 +213,11 @@ class VersionQueue:
         return len(self._waiting)
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether anything at all waits for a worker."""
+        return bool(self._waiting or self._background)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing waits here, and a worker has nothing to do."""
         links = self.links.values()
@@ -219,6 +227,40 @@ class VersionQueue:
     def in_flight(self) -> int:
         """Requests that workers have."""
         return sum(link.load for link in self.links.values())
+
+    # ------------------------------------------------------------------ background work
+
+    def has_spare_room(self) -> bool:
+        """Whether nothing waits, and a worker has room that live requests hardly need."""
+        return self._spare_room() > 0
+
+    def _spare_room(self) -> int:
+        if self._waiting:
+            return 0
+        return sum(max(0, link.spare_credits) for link in self.links.values())
+
+    async def wait_for_change(self) -> None:
+        """Return when there may be spare room, in the order of those who wait; or at the end."""
+        if self.is_closed:
+            return
+        changed = asyncio.get_running_loop().create_future()
+        self._background.append(changed)
+        try:
+            await changed
+        finally:
+            if not changed.done():
+                self._background.remove(changed)
+
+    def wake_background(self) -> None:
+        """Let as many go on as there is room for; one that did not use its turn has kept others."""
+        if self._background:
+            self._wake_background(self._spare_room())
+
+    def _wake_background(self, most: int) -> None:
+        for _ in range(min(most, len(self._background))):
+            changed = self._background.popleft()
+            if not changed.done():
+                changed.set_result(None)
 
     # ------------------------------------------------------------------ time
 
@@ -288,6 +330,7 @@ class VersionQueue:
             link.retire()
         self.links.clear()
         self._move(self._waiting.clear())
+        self._wake_background(len(self._background))
 
     def _link(self, worker: WorkerRoute) -> None:
         self.links[worker.id] = WorkerLink(
@@ -303,6 +346,7 @@ class VersionQueue:
         self._flush()  # the records of what has ended: its answers wait for them
         if self._waiting:
             self.dispatch()
+        self.wake_background()
 
     def _on_lost(self, link: WorkerLink, lost: list[Exchange]) -> None:
         if self.links.get(link.route.id) is link and not self.is_closed:

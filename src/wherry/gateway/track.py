@@ -35,6 +35,7 @@ class Track:
         self.word = inbound.sticky
         self.stream = inbound.stream
         self.tokens_bound = inbound.tokens_bound
+        self.is_background = inbound.is_background
         self.deployment = deployment
         self.pinned = pinned
         self.version = version

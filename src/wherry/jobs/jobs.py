@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from wherry.client import schema
-from wherry.errors import NotFound, QuotaExceeded, TooLarge
+from wherry.errors import Conflict, NotFound, QuotaExceeded, TooLarge
 from wherry.jobs import store
 from wherry.jobs.store import Connection, Row
 from wherry.jobs.work import Failed, Kind, Work, decode_work, kind_of
@@ -28,6 +28,8 @@ MAX_REQUEST_BYTES = 1 << 20
 """Of one job; the queue holds those of all unfinished jobs in memory."""
 MAX_ATTEMPTS = 5
 """Starts of one job before it is blamed for the server's restarts."""
+MAX_RESUMED_ATTEMPTS = 100
+"""Of one that goes on from where it was: each has done something."""
 MAX_TEXT_CHARACTERS = 2_000
 ID = re.compile(r"job_[0-9a-z]{26}")
 
@@ -67,6 +69,11 @@ class Jobs:
             TooLarge: the request has more parameters, labels or options than a job can keep.
             QuotaExceeded: the team has too many unfinished ones.
         """
+        with self._database.write() as connection:
+            return self.add(connection, team_id, work)
+
+    def add(self, connection: Connection, team_id: str, work: Work) -> schema.Job:
+        """As `submit`, as part of a transaction."""
         request = encode(work).decode()
         if len(request) > MAX_REQUEST_BYTES:
             raise TooLarge(
@@ -82,17 +89,16 @@ class Jobs:
             "request": request,
             "created_at": time.time(),
         }
-        with self._database.write() as connection:
-            if store.count_active(connection, team_id) >= MAX_ACTIVE_PER_TEAM:
-                raise QuotaExceeded(
-                    f"the team has {MAX_ACTIVE_PER_TEAM} unfinished jobs",
-                    hint="wait for some, or cancel them: wherry jobs",
-                    retry_after_seconds=10.0,
-                )
-            store.delete_finished(connection, MAX_FINISHED_PER_TEAM, team_id)
-            store.insert_job(connection, fields)
-            _announce(connection, team_id, job_id, "queued", kind_of(work))
-            row = store.find_job(connection, job_id)
+        if store.count_active(connection, team_id) >= MAX_ACTIVE_PER_TEAM:
+            raise QuotaExceeded(
+                f"the team has {MAX_ACTIVE_PER_TEAM} unfinished jobs",
+                hint="wait for some, or cancel them: wherry jobs",
+                retry_after_seconds=10.0,
+            )
+        store.delete_finished(connection, MAX_FINISHED_PER_TEAM, team_id)
+        store.insert_job(connection, fields)
+        _announce(connection, team_id, job_id, "queued", kind_of(work))
+        row = store.find_job(connection, job_id)
         assert row is not None
         return to_job(row)
 
@@ -110,11 +116,21 @@ class Jobs:
         """End a queued job; ask the queue to end a running one; leave a finished one."""
         with self._database.write() as connection:
             row = _find(connection, team_id, job_id)
+            if row.kind == "batch" and row.state in store.ACTIVE:
+                raise Conflict("this job is a batch", hint="cancel the batch: POST /v1/batches/…")
             if row.state == "queued":
                 _finish(connection, row, "cancelled")
             else:
                 store.request_cancel(connection, job_id)
             return to_job(_find(connection, team_id, job_id))
+
+    def cancel_queued(self, connection: Connection, job_id: str) -> bool:
+        """End a job that has not begun; False if it has, or has ended."""
+        row = store.find_job(connection, job_id)
+        if row is None or row.state != "queued":
+            return False
+        _finish(connection, row, "cancelled")
+        return True
 
     # ------------------------------------------------------------------ for the queue
 
@@ -147,8 +163,10 @@ class Jobs:
                 return
             if row.cancel_requested:
                 _finish(connection, row, "cancelled")
-            elif row.attempt >= MAX_ATTEMPTS:
-                message = f"the server restarted {row.attempt} times while this job ran"
+            elif row.attempt >= (MAX_RESUMED_ATTEMPTS if job.kind == "batch" else MAX_ATTEMPTS):
+                message = (
+                    f"the server or its runner restarted {row.attempt} times while this job ran"
+                )
                 failure = Failed("internal", message, "see the server's log")
                 _finish(connection, row, "failed", failure=failure)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 import msgspec
 
+from wherry.jobs.batches.batches import Batches
+from wherry.jobs.batches.run import BatchRun
+from wherry.jobs.files.files import Files
 from wherry.jobs.publish import Publisher, Tell, Wish
 from wherry.jobs.recipes import load_recipe, read_parameters
 from wherry.jobs.uploads import FILES, TAKEN, Uploads
-from wherry.jobs.work import ImportWork, PullWork, RunnerOrder, TrainWork
+from wherry.jobs.work import BatchWork, ImportWork, PullWork, RunnerOrder, TrainWork
 from wherry.models.bundle import MANIFEST, encode_manifest
 from wherry.models.registry.catalog import CatalogModel, catalog, fetch_entry
 from wherry.models.registry.registry import Registry
 from wherry.models.sources.catalog import fetch
 from wherry.models.sources.source import parse_reference
+from wherry.storage.database import Database
 
 COUNTING_SCHEMES = frozenset({"hf", "ms"})
 """Sources whose progress counts files, not bytes."""
@@ -27,6 +32,7 @@ class Workshop(msgspec.Struct, kw_only=True):
     """What a job works with."""
 
     order: RunnerOrder
+    database: Database
     registry: Registry
     folder: Path
     """The job's own; outlives an attempt that is killed."""
@@ -65,8 +71,10 @@ class Workshop(msgspec.Struct, kw_only=True):
 
 
 def run_work(shop: Workshop) -> dict[str, Any]:
-    """Do a job; gives its result, `{"model", "version", "digest"}`."""
+    """Do a job; gives its result: of those that make a version `{"model", "version", "digest"}`."""
     work = shop.order.work
+    if isinstance(work, BatchWork):
+        return answer_batch(shop, work)
     if isinstance(work, PullWork):
         return pull(shop, work)
     if isinstance(work, ImportWork):
@@ -141,6 +149,26 @@ def train(shop: Workshop, work: TrainWork) -> dict[str, Any]:
         )
     files = run_recipe(shop, work.recipe, work.parameters, sources)
     return shop.publish(work.name, files, Wish())
+
+
+def answer_batch(shop: Workshop, work: BatchWork) -> dict[str, Any]:
+    """Answer a batch's requests, or go on where an earlier attempt was killed."""
+    order = shop.order
+    batches = Batches(shop.database, Files(shop.database, order.settings), order.settings)
+
+    async def answer() -> str:
+        run = BatchRun(
+            batches,
+            batches.load(work.batch),
+            settings=order.settings,
+            token=order.token,
+            run_folder=Path(order.run_folder),
+            check_current=shop.check_current,
+            tell=shop.tell,
+        )
+        return await run.run()
+
+    return {"batch": work.batch, "state": asyncio.run(answer())}
 
 
 def run_recipe(

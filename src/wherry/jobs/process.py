@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -35,6 +36,7 @@ class RunnerProcess:
     def __init__(self, job: JobRecord, settings: Settings, run_folder: Path, scratch: Path) -> None:
         self.job = job
         self.progress = Progress()
+        self.token = secrets.token_hex(16)
         self.outcome: Succeeded | Failed | None = None
         self.started_at = time.monotonic()
         self.was_cancelled = False
@@ -53,6 +55,7 @@ class RunnerProcess:
             # a runner makes versions: it needs no key
             settings=msgspec.structs.replace(settings, admin_key=""),
             run_folder=str(run_folder),
+            token=self.token,
             parent=os.getpid(),
         )
         self._line, theirs = socket.socketpair()

@@ -10,17 +10,21 @@ import asyncio
 import shutil
 import time
 from collections import Counter
+from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
 from wherry import errors
 from wherry.control.placement.placement import describe_exit
 from wherry.control.store import trim_events
+from wherry.jobs.batches.batches import Batches
+from wherry.jobs.batches.wire import BatchCaller
 from wherry.jobs.environments import Environments
+from wherry.jobs.files.files import Files
 from wherry.jobs.jobs import JobRecord, Jobs
 from wherry.jobs.process import RunnerProcess
 from wherry.jobs.uploads import TAKEN, Uploads
-from wherry.jobs.work import Failed, ImportWork, Succeeded
+from wherry.jobs.work import BatchWork, Failed, ImportWork, Succeeded
 from wherry.models.registry.registry import Registry
 from wherry.settings import Settings
 from wherry.storage.blobs import LocalBlobs
@@ -28,11 +32,14 @@ from wherry.storage.database import Database
 from wherry.telemetry import get_logger
 
 MAX_RUNNERS = 2
+MAX_BATCHES = 4
+"""Batches at work, beside the other jobs: they wait for models, and hardly need the processor."""
 POLL_SECONDS = 1.0
 """Gateways tell of new jobs at once; this is for what they could not tell."""
 PROGRESS_SECONDS = 0.25
 RETRY_SECONDS = 1.0
 MAX_JOB_SECONDS = 24 * 3600.0
+"""But for batches, which end by themselves when their windows have passed."""
 SWEEP_SECONDS = 3600.0
 
 log = get_logger("jobs")
@@ -57,6 +64,8 @@ class JobQueue:
             settings.folder / "environments", allow_code=settings.allow_code
         )
         self._uploads = Uploads(settings.folder / "uploads", settings.max_upload_bytes)
+        self._files = Files(database, settings)
+        self._batches = Batches(database, self._files, settings)
         self._running: dict[str, RunnerProcess] = {}
         self._followers: set[asyncio.Task[None]] = set()
         self._revision = -1
@@ -97,7 +106,8 @@ class JobQueue:
         if self._is_stopping:
             return
         for process in self._running.values():
-            if time.monotonic() - process.started_at > MAX_JOB_SECONDS:
+            is_old = time.monotonic() - process.started_at > MAX_JOB_SECONDS
+            if is_old and not is_batch(process.job):
                 process.expire()
         revision = await asyncio.to_thread(self._jobs.revision)
         if revision != self._revision:
@@ -117,8 +127,19 @@ class JobQueue:
             elif job.state == "running":
                 # its runner died with the server that had started it
                 await asyncio.to_thread(self._jobs.requeue, job)
+        await asyncio.to_thread(self._settle_batches)
         queued = [job for job in active if job.state == "queued"]
-        while queued and len(self._running) < MAX_RUNNERS and not self._is_stopping:
+        await self._start_some([job for job in queued if not is_batch(job)], MAX_RUNNERS)
+        await self._start_some([job for job in queued if is_batch(job)], MAX_BATCHES)
+
+    async def _start_some(self, queued: list[JobRecord], most: int) -> None:
+        """Start jobs of one sort while fewer than `most` of it are running."""
+        while queued and not self._is_stopping:
+            alike = [
+                each for each in self._running.values() if is_batch(each.job) == is_batch(queued[0])
+            ]
+            if len(alike) >= most:
+                return
             job = self._choose(queued)
             queued.remove(job)
             await self._start(job)
@@ -152,7 +173,9 @@ class JobQueue:
         if self._is_stopping and process.outcome is None:
             return  # the row still says running, so the next start runs it again
         try:
-            await self._finish(process.job, *_judge(process, status))
+            if not (is_batch(process.job) and _may_go_on(process)):
+                await self._finish(process.job, *_judge(process, status))
+            # else the next turn lets it go on from where it was
         finally:
             self._running.pop(process.job.id, None)
             # a slot is free: look at the rows even if none has changed since
@@ -193,6 +216,25 @@ class JobQueue:
         await asyncio.to_thread(self._clean, job, gives_back=False)
         log.info("job ended", job=job.id, kind=job.kind, state=state, why=_why(told))
 
+    # ------------------------------------------------------------------ batches
+
+    def find_caller(self, token: str) -> BatchCaller | None:
+        """For whom the runner speaks that was given this token; None if there is none."""
+        for process in self._running.values():
+            work = process.job.work
+            if isinstance(work, BatchWork) and compare_digest(
+                process.token.encode(), token.encode()
+            ):
+                return BatchCaller(work.batch, process.job.team_id, work.key_id)
+        return None
+
+    def _settle_batches(self) -> None:
+        try:
+            self._batches.settle_orphans()
+        except errors.WherryError as error:
+            # the disk is full, or its runner has not let go of it: later
+            log.warning("a batch cannot be ended now", error=error.message)
+
     # ------------------------------------------------------------------ folders
 
     def _clean(self, job: JobRecord, *, gives_back: bool) -> None:
@@ -214,12 +256,27 @@ class JobQueue:
                     shutil.rmtree(folder, ignore_errors=True)
         waiting = [job.work.upload for job in active if isinstance(job.work, ImportWork)]
         self._uploads.sweep(waiting)
+        self._settle_batches()
+        self._files.sweep()
+        self._batches.sweep()
         self._jobs.trim()
         self._environments.remove_unused(self._jobs.used_environments())
         with self._database.write() as connection:
             trim_events(connection)
         folder = self._settings.folder
         Registry(self._database, LocalBlobs(folder / "blobs"), folder).clean_up()
+
+
+def is_batch(job: JobRecord) -> bool:
+    """Whether it is work for others' models, that goes on from where it was."""
+    return isinstance(job.work, BatchWork)
+
+
+def _may_go_on(process: RunnerProcess) -> bool:
+    """Whether it ended by something that passes: it was killed, or the database was away."""
+    outcome = process.outcome
+    is_outage = isinstance(outcome, Failed) and outcome.code == errors.Unavailable.code
+    return outcome is None or is_outage
 
 
 def _judge(process: RunnerProcess, status: int) -> tuple[str, Succeeded | Failed | None]:

@@ -118,6 +118,7 @@ def do_order(order: RunnerOrder, reporter: Reporter) -> dict[str, Any]:
 
     workshop = Workshop(
         order=order,
+        database=database,
         registry=Registry(database, LocalBlobs(folder / "blobs"), folder),
         folder=own,
         run_folder=run_folder,

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,18 @@ from typing import Any
 import msgspec
 
 from wherry.client.schema import Upload
-from wherry.errors import Conflict, InvalidInput, NotFound, QuotaExceeded, TooLarge, Unavailable
+from wherry.errors import Conflict, InvalidInput, NotFound, QuotaExceeded
 from wherry.models.bundle import safe_relative_path
 from wherry.models.trust.files import list_paths
 from wherry.storage.blobs import explain_full_disk
 from wherry.storage.folders import make_folder, replace_file, sync_folder
+from wherry.storage.spool import Spool
 
 ID = re.compile(r"up_[0-9a-f]{32}")
 MAX_FILES = 1000
 MAX_DEPTH = 12
 MAX_UPLOADS_PER_TEAM = 100
 KEPT_SECONDS = 86_400.0
-WRITE_BYTES = 1 << 20
-"""Pieces are joined to this size before a thread writes them."""
-RESERVED_BYTES = 256 << 20
-"""Left free on the disk for the database and the journal."""
 
 FILES = "files"
 OWNER = "upload.json"
@@ -117,20 +114,10 @@ class Uploads:
             TooLarge: the file would be over the limit.
         """
         opened = await asyncio.to_thread(self._open, team_id, upload_id, path, offset)
-        waiting = bytearray()
         try:
-            async for piece in pieces:
-                waiting += piece
-                if len(waiting) >= WRITE_BYTES:
-                    data, waiting = waiting, bytearray()
-                    await _run_to_end(opened.append, data)
+            await opened.spool.take(pieces)
         finally:
-            try:
-                if waiting:
-                    await _run_to_end(opened.append, waiting)
-                await _run_to_end(opened.sync)
-            finally:
-                opened.close()
+            opened.close()
         return await asyncio.to_thread(self.find, team_id, upload_id)
 
     def _open(self, team_id: str, upload_id: str, path: str, offset: int) -> _OpenFile:
@@ -229,46 +216,20 @@ class _OpenFile:
         offset: int,
         max_bytes: int,
     ) -> None:
-        self._path = path
-        self._folder = folder
-        self._descriptor = descriptor
         self._locked = locked
-        self._max_bytes = max_bytes
         try:
             _flock(descriptor, fcntl.LOCK_EX, path)
-            self._size = os.fstat(descriptor).st_size
-            if offset != self._size:
-                raise _wrong_offset(path, self._size, offset)
+            hint = "the operator can raise max_upload_bytes"
+            self.spool = Spool(path, folder, descriptor, max_bytes, hint)
+            if offset != self.spool.size:
+                raise _wrong_offset(path, self.spool.size, offset)
         except BaseException:
             os.close(descriptor)
             raise
 
-    def append(self, data: bytes | bytearray) -> None:
-        """Write at the end, whole or with an error."""
-        if self._size + len(data) > self._max_bytes:
-            raise TooLarge(
-                f"{self._path!r} would be larger than {self._max_bytes} bytes",
-                hint="the operator can raise max_upload_bytes",
-            )
-        status = os.fstatvfs(self._descriptor)
-        if status.f_bavail * status.f_frsize < RESERVED_BYTES + len(data):
-            raise Unavailable("the disk is nearly full", hint="free some space, then go on")
-        view = memoryview(data)
-        with explain_full_disk():
-            while view:
-                written = os.write(self._descriptor, view)
-                self._size += written
-                view = view[written:]
-
-    def sync(self) -> None:
-        """Wait until the disk has the bytes: a client that is told so does not send them again."""
-        with explain_full_disk():
-            os.fdatasync(self._descriptor)
-            sync_folder(self._folder)
-
     def close(self) -> None:
         """Let others write, or import."""
-        os.close(self._descriptor)
+        self.spool.close()
         os.close(self._locked)
 
 
@@ -277,16 +238,6 @@ def _wrong_offset(path: str, size: int, offset: int) -> Conflict:
 
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-async def _run_to_end(work: Callable[..., None], *arguments: Any) -> None:
-    """Run in a thread; a task that is cancelled meanwhile still waits for the thread."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def check_path(path: str) -> str:

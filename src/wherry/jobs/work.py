@@ -9,7 +9,7 @@ import msgspec
 from wherry.client.schema import Progress
 from wherry.settings import Settings
 
-Kind = Literal["pull", "import", "train"]
+Kind = Literal["pull", "import", "train", "batch"]
 
 
 class AnyWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +53,15 @@ class TrainWork(AnyWork, frozen=True, kw_only=True, tag="train", tag_field="kind
     parameters: dict[str, Any] = {}
 
 
-Work = PullWork | ImportWork | TrainWork
+class BatchWork(AnyWork, frozen=True, kw_only=True, tag="batch", tag_field="kind"):
+    """Answer the requests of a batch."""
+
+    batch: str
+    key_id: str
+    """Who asked: its limits hold, and it is charged."""
+
+
+Work = PullWork | ImportWork | TrainWork | BatchWork
 
 decode_work = msgspec.json.Decoder(Work).decode
 
@@ -74,6 +82,8 @@ class RunnerOrder(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     run_folder: str
     """Short, for sockets; the runner makes a folder of its own in it."""
+    token: str = ""
+    """By which gateways learn from the queue for whom this runner speaks; a batch's only."""
     parent: int
     """Process id of the queue: the runner dies with it."""
 

@@ -162,6 +162,77 @@ jobs = Table(
     Index(None, "state"),
 )
 
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("size_bytes", Big, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, index=True),
+    Index(None, "team_id", "id"),
+)
+"""Files of teams (`/v1/files`); what is in them lies in the data folder."""
+
+file_uploads = Table(
+    "file_uploads",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False, index=True),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("size_bytes", Big, nullable=False),  # as announced; all parts together
+    Column("kept_seconds", Float),  # of the file that it becomes
+    Column("state", Text, nullable=False),  # pending, completed or cancelled
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("file_id", Text),
+)
+"""Files that come in parts (`/v1/uploads`)."""
+
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column(
+        "upload_id",
+        Text,
+        ForeignKey("file_uploads.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("size_bytes", Big, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False),
+    Column("key_id", Text, nullable=False),  # whose limits hold, and who pays
+    Column("job_id", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("completion_window", Text, nullable=False),
+    Column("state", Text, nullable=False, index=True),  # OpenAI's names
+    Column("input_file_id", Text, nullable=False),
+    Column("output_file_id", Text),
+    Column("error_file_id", Text),
+    Column("kept_seconds", Float),  # of the files that it makes
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("times", Text, nullable=False, server_default="{}"),  # JSON: state -> when it began
+    Column("faults", Text, nullable=False, server_default="[]"),  # JSON of batches.Fault
+    Column("metadata", Text, nullable=False, server_default="{}"),  # JSON, the client's own
+    Column("total", Integer, nullable=False, server_default="0"),
+    Column("completed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Index(None, "team_id", "id"),
+)
+"""Requests in a file that are answered when there is time (`/v1/batches`)."""
+
 events = Table(
     "events",
     metadata,
