@@ -10,6 +10,7 @@ from wherry.models.codecs.codec import Codec
 
 BUILT_IN: dict[str, str] = {
     "inference": "wherry.models.codecs.inference:INFERENCE",
+    "native": "wherry.models.codecs.native:NATIVE",
     "predict": "wherry.models.codecs.predict:PREDICT",
     "openai.chat": "wherry.models.codecs.openai_chat:OPENAI_CHAT",
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",

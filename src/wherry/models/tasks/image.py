@@ -63,6 +63,8 @@ class ImageClassification:
     """A picture in, a score for each label out."""
 
     name = "image-classification"
+    input_type = ImageInput
+    output_type = Classification
 
     def signature(self, config: TaskConfig) -> Signature:
         """Pictures in (UINT8 0 to 255 is accepted as well); labels and scores out."""
