@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from wherry.models.registry.registry import Registry
 from wherry.settings import Settings, resolve_secret, worker_environment
 from wherry.storage.blobs import LocalBlobs
 from wherry.storage.database import Database, prepare_folder
+from wherry.storage.responses import ResponseStore
 from wherry.telemetry import configure_logging, get_logger
 from wherry.worker.launcher import die_with_parent
 from wherry.worker.sandbox.probe import probe_sandbox
@@ -53,6 +54,8 @@ log = get_logger("app")
 
 REPORT_SECONDS = 0.5
 INGEST_SECONDS = 1.0
+SWEEP_SECONDS = 60.0
+"""How often stored responses that have expired are deleted."""
 RATE_SECONDS = 15.0
 """What `wherry top` calls now: three points of the history."""
 RUN_PREFIX = "wherry-run-"
@@ -135,6 +138,7 @@ class Server:
                 self._ingest_for_ever(),
                 self._collect_metrics(),
                 self._probe_sandbox(),
+                self._sweep_responses(),
             )
         ]
         url = url_of(settings)
@@ -214,6 +218,12 @@ class Server:
         while True:
             await asyncio.sleep(INGEST_SECONDS)
             await self._try("ingest the journal", self._ledger.ingest)
+
+    async def _sweep_responses(self) -> None:
+        store = response_store(self._settings, self._database)
+        while True:
+            await self._try("sweep stored responses", store.sweep)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _try(self, what: str, work: Callable[[], object]) -> None:
         """Do in a thread what is tried again later: its failure must not end the server."""
@@ -300,6 +310,16 @@ def folders_of(settings: Settings, run_folder: Path) -> Folders:
         bundles=folder / "bundles",
         environments=folder / "environments",
         scratch=run_folder / "scratch",
+    )
+
+
+def response_store(settings: Settings, database: Database) -> ResponseStore:
+    """Where all processes of this server keep responses."""
+    return ResponseStore(
+        database,
+        LocalBlobs(settings.folder / "responses"),
+        settings.responses_kept_days * 86_400,
+        settings.responses_mib_per_team << 20,
     )
 
 
@@ -501,6 +521,8 @@ class GatewayProcess:
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.openai import OpenAIDoor
+        from wherry.doors.openai_background import BackgroundRuns
+        from wherry.doors.openai_responses import OpenAIResponsesDoor
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
         from wherry.doors.predict import PredictDoor
@@ -521,10 +543,13 @@ class GatewayProcess:
             uplink=self._uplink,
             authenticator=self._authenticator,
         )
+        store = response_store(settings, self._database)
+        self._runs = BackgroundRuns(self._gateway, store)
         doors = [
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
+            OpenAIResponsesDoor(self._gateway, store, self._runs),
             InferenceDoor(self._gateway, self._uplink),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
@@ -561,6 +586,7 @@ class GatewayProcess:
                 self._gateway.run(),
                 self._uplink.run(),
                 self._authenticator.watch(),
+                self._runs.run(),
                 self._report_for_ever(),
             )
         ]
@@ -570,7 +596,9 @@ class GatewayProcess:
         routes.cancel()
         settle_memory()
         try:
-            await make_http_server(config, self._platform.close).serve(sockets=[self._listener])
+            await make_http_server(config, self._end_what_is_endless).serve(
+                sockets=[self._listener]
+            )
         finally:
             for task in tasks:
                 task.cancel()
@@ -579,6 +607,11 @@ class GatewayProcess:
             await self._journal.close()
             self._authenticator.close()
             self._database.close()
+
+    async def _end_what_is_endless(self) -> None:
+        """Nobody waits for background responses, and event streams do not end by themselves."""
+        self._platform.close()
+        await self._runs.close()
 
     async def _choose_protocol(self) -> Any:
         """What speaks HTTP here: a protocol that works with the installed uvicorn."""
@@ -629,7 +662,7 @@ def raise_open_files(wanted: int) -> int:
     return wanted
 
 
-def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:
+def make_http_server(config: Any, on_shutdown: Callable[[], Awaitable[None]]) -> Any:
     """A uvicorn server that ends endless event streams before it waits for requests in flight.
 
     It wakes up once a second, for the date in its answers, and when it is told to stop; uvicorn's
@@ -652,7 +685,7 @@ def make_http_server(config: Any, on_shutdown: Callable[[], None]) -> Any:
             loop.call_soon_threadsafe(told.set)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            on_shutdown()
+            await on_shutdown()
             await super().shutdown(sockets)
 
     return HttpServer(config)

@@ -15,6 +15,8 @@ BUILT_IN: dict[str, str] = {
     "openai.chat": "wherry.models.codecs.openai_chat:OPENAI_CHAT",
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",
     "openai.embeddings": "wherry.models.codecs.openai_embeddings:OPENAI_EMBEDDINGS",
+    "openai.responses": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES",
+    "openai.responses.turn": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES_TURN",
 }
 
 

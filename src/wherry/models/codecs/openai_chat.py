@@ -19,8 +19,13 @@ from wherry.models.codecs.openai_common import (
     REFUSED,
     MaxTokens,
     SamplingFields,
+    WireFunction,
+    WireJsonSchema,
     chat_logprobs,
     finish_json,
+    read_schema,
+    read_tool_choice,
+    read_tools,
     refuse_fields,
     sampling_of,
     seed_of_choice,
@@ -110,15 +115,6 @@ class WireMessage(msgspec.Struct):
     tool_call_id: ShortText | None = None
 
 
-class WireFunction(msgspec.Struct):
-    """A function the model may call."""
-
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class WireTool(msgspec.Struct):
     """`{"type": "function", "function": {…}}`."""
 
@@ -137,15 +133,6 @@ class NamedTool(msgspec.Struct):
 
     type: Literal["function"]
     function: NamedFunction
-
-
-class WireJsonSchema(msgspec.Struct):
-    """`json_schema` of a response format."""
-
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    schema: dict[str, Any] = {}
-    strict: bool | None = None
-    description: str | None = None
 
 
 class ResponseFormat(msgspec.Struct):
@@ -196,7 +183,8 @@ class OpenAIChat:
         """`n` items, alike but for their seed; the first is charged for the prompt."""
         request: ChatRequest = decode_json(body, _request_decoder)
         refuse_fields(request, REFUSED_IN_CHAT)
-        tools = _read_tools(request)
+        functions = [each.function for each in request.tools or []]
+        tools = read_tools(functions, "tools[{}].function")
         first = ChatInput(
             messages=[
                 _read_message(message, f"messages[{index}]")
@@ -391,34 +379,11 @@ def _read_content(message: WireMessage, place: str) -> str | list[Part]:
     return parts
 
 
-def _read_tools(request: ChatRequest) -> list[Tool]:
-    tools: dict[str, Tool] = {}
-    for index, each in enumerate(request.tools or []):
-        function = each.function
-        if function.name in tools:
-            raise InvalidInput(f"two tools are named {function.name!r}", param=f"tools[{index}]")
-        check_json_size(function.parameters, f"tools[{index}].function.parameters")
-        tools[function.name] = Tool(
-            name=function.name,
-            description=function.description or "",
-            parameters=function.parameters or {},
-            strict=bool(function.strict),
-        )
-    return list(tools.values())
-
-
 def _read_tool_choice(request: ChatRequest, tools: list[Tool]) -> ToolChoice:
     choice = request.tool_choice
     if isinstance(choice, NamedTool):
-        if choice.function.name not in {tool.name for tool in tools}:
-            raise InvalidInput(
-                f"tool_choice names {choice.function.name!r}, which is not among the tools",
-                param="tool_choice",
-            )
-        return ToolChoice("named", choice.function.name)
-    if choice == "required" and not tools:
-        raise InvalidInput("tool_choice 'required' needs tools", param="tool_choice")
-    return ToolChoice(choice or "auto")
+        return read_tool_choice(None, choice.function.name, tools)
+    return read_tool_choice(choice, None, tools)
 
 
 def _read_top_logprobs(request: ChatRequest) -> int | None:
@@ -438,9 +403,7 @@ def _read_format(wanted: ResponseFormat | None) -> JsonFormat | None:
                 "response_format of type 'json_schema' needs json_schema",
                 param="response_format.json_schema",
             )
-        found = wanted.json_schema
-        check_json_size(found.schema, "response_format.json_schema.schema")
-        return JsonFormat(found.schema, strict=bool(found.strict), name=found.name)
+        return read_schema(wanted.json_schema, "response_format.json_schema")
     schema = wanted.value or wanted.schema or {"type": "object"}
     check_json_size(schema, "response_format.value")
     return JsonFormat(schema)

@@ -1,4 +1,4 @@
-"""What the two OpenAI generation codecs share: parameters, usage, log-probabilities, events."""
+"""What OpenAI's generation codecs share: parameters, tools, formats, usage, log-probabilities, events."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from wherry.models.tasks.generation import (
     MAX_LOGIT_BIASES,
     MAX_STOPS,
     MAX_TOKEN_ID,
+    FunctionName,
+    JsonFormat,
     Penalty,
     Sampling,
     StopText,
     TokenId,
     TokenLogprob,
+    Tool,
+    ToolChoice,
     cap_tokens,
+    check_json_size,
 )
 from wherry.models.tasks.task import TaskConfig, Usage
 
@@ -31,6 +36,24 @@ DONE = b"data: [DONE]\n\n"
 
 MaxTokens: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKEN_ID)]
 Choices: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+
+
+class WireFunction(msgspec.Struct):
+    """A function the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class WireJsonSchema(msgspec.Struct):
+    """A schema that the answer must fit."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema: dict[str, Any] = {}
+    strict: bool | None = None
+    description: str | None = None
 
 
 class StreamOptions(msgspec.Struct):
@@ -118,6 +141,43 @@ def sampling_of(
         logit_bias=request.logit_bias or {},
         top_logprobs=top_logprobs,
     )
+
+
+def read_tools(functions: Sequence[WireFunction], place: str) -> list[Tool]:
+    """The tools of functions; `place` is the path of one, with `{}` for its index."""
+    tools: dict[str, Tool] = {}
+    for index, function in enumerate(functions):
+        if function.name in tools:
+            raise InvalidInput(f"two tools are named {function.name!r}", param=f"tools[{index}]")
+        check_json_size(function.parameters, f"{place.format(index)}.parameters")
+        tools[function.name] = Tool(
+            name=function.name,
+            description=function.description or "",
+            parameters=function.parameters or {},
+            strict=bool(function.strict),
+        )
+    return list(tools.values())
+
+
+def read_tool_choice(
+    mode: Literal["none", "auto", "required"] | None, name: str | None, tools: Sequence[Tool]
+) -> ToolChoice:
+    """Whether a tool is called; `name` forces one of them."""
+    if name is not None:
+        if name not in {tool.name for tool in tools}:
+            raise InvalidInput(
+                f"tool_choice names {name!r}, which is not among the tools", param="tool_choice"
+            )
+        return ToolChoice("named", name)
+    if mode == "required" and not tools:
+        raise InvalidInput("tool_choice 'required' needs tools", param="tool_choice")
+    return ToolChoice(mode or "auto")
+
+
+def read_schema(found: WireJsonSchema, place: str) -> JsonFormat:
+    """The format of a schema that a request names at `place`."""
+    check_json_size(found.schema, f"{place}.schema")
+    return JsonFormat(found.schema, strict=bool(found.strict), name=found.name)
 
 
 def seed_of_choice(seed: int | None, choice: int) -> int | None:
