@@ -47,6 +47,7 @@ from wherry.models.registry.registry import Registry
 from wherry.settings import Settings, resolve_secret, worker_environment
 from wherry.storage.blobs import LocalBlobs
 from wherry.storage.database import Database, prepare_folder
+from wherry.storage.responses import ResponseStore
 from wherry.telemetry import configure_logging, get_logger
 from wherry.worker.launcher import die_with_parent
 from wherry.worker.sandbox.probe import probe_sandbox
@@ -56,6 +57,8 @@ log = get_logger("app")
 
 REPORT_SECONDS = 0.5
 INGEST_SECONDS = 1.0
+SWEEP_SECONDS = 60.0
+"""How often stored responses that have expired are deleted."""
 RATE_SECONDS = 15.0
 """What `wherry top` calls now: three points of the history."""
 RUN_PREFIX = "wherry-run-"
@@ -141,6 +144,7 @@ class Server:
                 self._ingest_for_ever(),
                 self._collect_metrics(),
                 self._probe_sandbox(),
+                self._sweep_responses(),
             )
         ]
         url = url_of(settings)
@@ -225,6 +229,12 @@ class Server:
         while True:
             await asyncio.sleep(INGEST_SECONDS)
             await self._try("ingest the journal", self._ledger.ingest)
+
+    async def _sweep_responses(self) -> None:
+        store = response_store(self._settings, self._database)
+        while True:
+            await self._try("sweep stored responses", store.sweep)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _try(self, what: str, work: Callable[[], object]) -> None:
         """Do in a thread what is tried again later: its failure must not end the server."""
@@ -316,6 +326,16 @@ def folders_of(settings: Settings, run_folder: Path) -> Folders:
         bundles=folder / "bundles",
         environments=folder / "environments",
         scratch=run_folder / "scratch",
+    )
+
+
+def response_store(settings: Settings, database: Database) -> ResponseStore:
+    """Where all processes of this server keep responses."""
+    return ResponseStore(
+        database,
+        LocalBlobs(settings.folder / "responses"),
+        settings.responses_kept_days * 86_400,
+        settings.responses_mib_per_team << 20,
     )
 
 
@@ -565,8 +585,10 @@ class GatewayProcess:
         from wherry.doors.anthropic import AnthropicDoor
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.openai import OpenAIDoor
+        from wherry.doors.openai_background import BackgroundRuns
         from wherry.doors.openai_batches import OpenAIBatchesDoor
         from wherry.doors.openai_files import OpenAIFilesDoor
+        from wherry.doors.openai_responses import OpenAIResponsesDoor
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
         from wherry.doors.predict import PredictDoor
@@ -589,10 +611,13 @@ class GatewayProcess:
             authenticator=self._authenticator,
         )
         files = Files(self._database, settings)
+        store = response_store(settings, self._database)
+        self._runs = BackgroundRuns(self._gateway, store)
         doors = [
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
+            OpenAIResponsesDoor(self._gateway, store, self._runs),
             AnthropicDoor(self._gateway),
             InferenceDoor(self._gateway, self._models),
             OpenAIFilesDoor(files, FileUploads(files, settings)),
@@ -636,6 +661,7 @@ class GatewayProcess:
                 self._gateway.run(),
                 self._uplink.run(),
                 self._authenticator.watch(),
+                self._runs.run(),
                 self._report_for_ever(),
             )
         ]
@@ -676,6 +702,7 @@ class GatewayProcess:
     async def _stop_others(self) -> None:
         """End what would last for ever, and let calls over gRPC end, while HTTP does the same."""
         self._platform.close()
+        await self._runs.close()
         if self._grpc_server is not None:
             await self._grpc_server.stop(STOP_SECONDS)
 

@@ -152,7 +152,7 @@ remain, body."""
 
 
 class Outcome(msgspec.Struct, array_like=True):
-    """Header of RESULT and END."""
+    """Header of RESULT and END, whose payload is the answer, or what closes a stream."""
 
     usage: Usage
     content_type: str = "application/json"

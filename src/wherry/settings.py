@@ -92,6 +92,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """`auto` holds models by all that the kernel has; `required` refuses them if a part is missing."""
     durability: Literal["process", "power"] = "process"
     """When a reply may leave: its record is in the kernel (`process`) or on disk (`power`)."""
+    responses_kept_days: Annotated[float, Meta(gt=0)] = 30.0
+    """How long a stored response can be read after it was made, or a conversation went on from it."""
+    responses_mib_per_team: Positive = 1024
+    """What a team's stored responses may hold; the conversations that rested longest go first."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
     log_format: Literal["auto", "text", "json"] = "auto"

@@ -204,6 +204,17 @@ def test_classes_carry_their_label_and_confidence():
         assert answer["confidence"] == pytest.approx(0.8)
 
 
+def test_a_task_says_the_types_of_what_it_takes_and_gives(case):
+    task, given = case
+    for item in (
+        *task.from_tensors(given.tensors, given.config),
+        task.from_plain(given.plain, given.config),
+    ):
+        assert isinstance(item, task.input_type)
+    assert all(isinstance(output, task.output_type) for output in given.outputs)
+    assert hasattr(task, "join") == hasattr(task, "delta_type")
+
+
 def test_every_output_starts_with_no_cost():
     for given in CASES.values():
         assert all(output.usage == Usage() for output in given.outputs)

@@ -25,6 +25,7 @@ from tests.wire.probe import check_refusal, resident_mib, workers
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+RESPONSES = "/v1/responses"
 IRIS, ECHO, DIGITS = "/v2/models/iris/infer", "/v2/models/echo/infer", "/predict/digits"
 USER = {"role": "user", "content": "x"}
 
@@ -38,6 +39,7 @@ GOOD: dict[str, dict[str, Any]] = {
     MESSAGES: {"model": "chat", "messages": [USER], "max_tokens": 1},
     COUNT: {"model": "chat", "messages": [USER]},
     COMPLETIONS: {"model": "chat", "prompt": "x", "max_tokens": 1},
+    RESPONSES: {"model": "chat", "input": "x", "max_output_tokens": 1},
     EMBEDDINGS: {"model": "embeddings", "input": "x"},
     IRIS: tensor("input", [1, 4], [1, 2, 3, 4]),
     ECHO: tensor("X", [2], [1, 2]),
@@ -176,6 +178,38 @@ REFUSED = {
     "a token that is none": with_fields(COMPLETIONS, prompt=[2**31 - 1]),
     "a negative token": with_fields(COMPLETIONS, prompt=[-1]),
     "best of 10^9": with_fields(COMPLETIONS, best_of=10**9),
+    "items without end": with_fields(RESPONSES, input=[USER] * 100_000),
+    "an item of no known type": with_fields(RESPONSES, input=[{"type": "zzz" * 1000}]),
+    "an item that is a number": with_fields(RESPONSES, input=[1]),
+    "an output of no call": with_fields(
+        RESPONSES, input=[{"type": "function_call_output", "call_id": "x", "output": "y"}]
+    ),
+    "a file for a text model": with_fields(
+        RESPONSES, input=[{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]
+    ),
+    "a picture to answer about": with_fields(
+        RESPONSES,
+        input=[
+            {
+                "role": "user",
+                "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}],
+            }
+        ],
+    ),
+    "a hosted tool": with_fields(RESPONSES, tools=[{"type": "code_interpreter"}]),
+    "a format that is too deep": with_fields(
+        RESPONSES, text={"format": {"type": "json_schema", "name": "x", "schema": nested(100)}}
+    ),
+    "a format that is too deep, not kept": with_fields(
+        RESPONSES,
+        store=False,
+        text={"format": {"type": "json_schema", "name": "x", "schema": nested(100)}},
+    ),
+    "metadata without end": with_fields(
+        RESPONSES, metadata={str(number): "x" for number in range(10_000)}
+    ),
+    "nobody's response": with_fields(RESPONSES, previous_response_id="resp_\0\n"),
+    "a response with a long name": with_fields(RESPONSES, previous_response_id="r" * 100_000),
     "texts without end": with_fields(EMBEDDINGS, input=["a"] * 3000),
     "a text of 2 MB": with_fields(EMBEDDINGS, input="x" * 2_000_000),
     "a token embedded that is none": with_fields(EMBEDDINGS, input=[10**12]),

@@ -294,6 +294,26 @@ ledger_offsets = Table(
 )
 """How far each journal segment has been read, written with the rows that came from it."""
 
+stored_responses = Table(
+    "stored_responses",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("team_id", Text, ForeignKey("teams.id"), nullable=False),
+    Column("deployment", Text, nullable=False),
+    Column("previous_id", Text, nullable=False, server_default=""),
+    Column("state", Text, nullable=False),
+    Column("is_background", Boolean, nullable=False, server_default=false()),
+    Column("error", Text, nullable=False, server_default=""),  # JSON
+    Column("sha256", Text, nullable=False, index=True),  # of the file that holds the rest
+    Column("size_bytes", Big, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False, index=True),
+    Column("lease_until", Float, index=True),  # of one that runs in the background
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Index(None, "team_id", "expires_at", "size_bytes"),
+)
+"""Responses that clients can read again or go on from (`wherry.storage.responses`)."""
+
 revisions = Table(
     "revisions",
     metadata,

@@ -300,7 +300,9 @@ class Worker:
         if work.finished:
             return
         if work.encoder is not None:
-            self._finish(work, Kind.END, self._outcome(work, Reply(b"")), b"")
+            # with END, not before: who reads the closing events knows that the answer is recorded
+            closing = work.encoder.end(work.usage)
+            self._finish(work, Kind.END, self._outcome(work, Reply(b"")), closing)
             return
         call = work.call
         try:
@@ -555,13 +557,8 @@ class Worker:
             join: Callable[[list[Any]], Any] = self.task.join  # type: ignore[attr-defined]
             work.outputs[index] = join(outputs)
         work.remaining -= 1
-        if work.remaining:
-            return
-        if work.encoder is not None and not work.finished:
-            work.peer.connection.send(
-                Kind.CHUNK, work.request_id, payload=work.encoder.end(work.usage)
-            )
-        self.succeed(work)
+        if not work.remaining:
+            self.succeed(work)
 
     # ---------------------------------------------------------------------- the end
 

@@ -13,10 +13,13 @@ BUILT_IN: dict[str, str] = {
     "inference.grpc": "wherry.models.codecs.inference_grpc:INFERENCE_GRPC",
     "anthropic.messages": "wherry.models.codecs.anthropic_messages:ANTHROPIC_MESSAGES",
     "anthropic.count_tokens": "wherry.models.codecs.anthropic_messages:ANTHROPIC_COUNT",
+    "native": "wherry.models.codecs.native:NATIVE",
     "predict": "wherry.models.codecs.predict:PREDICT",
     "openai.chat": "wherry.models.codecs.openai_chat:OPENAI_CHAT",
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",
     "openai.embeddings": "wherry.models.codecs.openai_embeddings:OPENAI_EMBEDDINGS",
+    "openai.responses": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES",
+    "openai.responses.turn": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES_TURN",
 }
 
 

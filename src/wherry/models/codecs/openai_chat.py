@@ -13,15 +13,19 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from wherry.errors import InvalidInput
-from wherry.models.codecs.chat_tools import check_tool_choice, check_tools
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
 from wherry.models.codecs.openai_common import (
     DONE,
     REFUSED,
     MaxTokens,
     SamplingFields,
+    WireFunction,
+    WireJsonSchema,
     chat_logprobs,
     finish_json,
+    read_schema,
+    read_tool_choice,
+    read_tools,
     refuse_fields,
     sampling_of,
     seed_of_choice,
@@ -111,15 +115,6 @@ class WireMessage(msgspec.Struct):
     tool_call_id: ShortText | None = None
 
 
-class WireFunction(msgspec.Struct):
-    """A function the model may call."""
-
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class WireTool(msgspec.Struct):
     """`{"type": "function", "function": {…}}`."""
 
@@ -138,15 +133,6 @@ class NamedTool(msgspec.Struct):
 
     type: Literal["function"]
     function: NamedFunction
-
-
-class WireJsonSchema(msgspec.Struct):
-    """`json_schema` of a response format."""
-
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    schema: dict[str, Any] = {}
-    strict: bool | None = None
-    description: str | None = None
 
 
 class ResponseFormat(msgspec.Struct):
@@ -197,7 +183,8 @@ class OpenAIChat:
         """`n` items, alike but for their seed; the first is charged for the prompt."""
         request: ChatRequest = decode_json(body, _request_decoder)
         refuse_fields(request, REFUSED_IN_CHAT)
-        tools = _read_tools(request)
+        functions = [each.function for each in request.tools or []]
+        tools = read_tools(functions, "function.parameters")
         first = ChatInput(
             messages=[
                 _read_message(message, f"messages[{index}]")
@@ -392,28 +379,11 @@ def _read_content(message: WireMessage, place: str) -> str | list[Part]:
     return parts
 
 
-def _read_tools(request: ChatRequest) -> list[Tool]:
-    tools = [
-        Tool(
-            name=each.function.name,
-            description=each.function.description or "",
-            parameters=each.function.parameters or {},
-            strict=bool(each.function.strict),
-        )
-        for each in request.tools or []
-    ]
-    check_tools(tools, "function.parameters")
-    return tools
-
-
 def _read_tool_choice(request: ChatRequest, tools: list[Tool]) -> ToolChoice:
     choice = request.tool_choice
     if isinstance(choice, NamedTool):
-        found = ToolChoice("named", choice.function.name)
-    else:
-        found = ToolChoice(choice or "auto")
-    check_tool_choice(found, tools)
-    return found
+        return read_tool_choice(None, choice.function.name, tools)
+    return read_tool_choice(choice, None, tools)
 
 
 def _read_top_logprobs(request: ChatRequest) -> int | None:
@@ -433,9 +403,7 @@ def _read_format(wanted: ResponseFormat | None) -> JsonFormat | None:
                 "response_format of type 'json_schema' needs json_schema",
                 param="response_format.json_schema",
             )
-        found = wanted.json_schema
-        check_json_size(found.schema, "response_format.json_schema.schema")
-        return JsonFormat(found.schema, strict=bool(found.strict), name=found.name)
+        return read_schema(wanted.json_schema, "response_format.json_schema")
     schema = wanted.value or wanted.schema or {"type": "object"}
     check_json_size(schema, "response_format.value")
     return JsonFormat(schema)

@@ -1,4 +1,4 @@
-"""What the two OpenAI generation codecs share: parameters, usage, log-probabilities, events."""
+"""What OpenAI's generation codecs share: parameters, tools, formats, usage, log-probabilities, events."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from wherry.errors import InvalidInput
+from wherry.models.codecs.chat_tools import check_tool_choice, check_tools
 from wherry.models.codecs.codec import Call
 from wherry.models.tasks.generation import (
     MAX_LOGIT_BIASES,
     MAX_TOKEN_ID,
+    FunctionName,
+    JsonFormat,
     Penalty,
     Sampling,
     StopText,
     TokenId,
     TokenLogprob,
+    Tool,
+    ToolChoice,
     cap_tokens,
+    check_json_size,
 )
 from wherry.models.tasks.task import TaskConfig, Usage
 
@@ -31,6 +37,24 @@ DONE = b"data: [DONE]\n\n"
 
 MaxTokens: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_TOKEN_ID)]
 Choices: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+
+
+class WireFunction(msgspec.Struct):
+    """A function the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class WireJsonSchema(msgspec.Struct):
+    """A schema that the answer must fit."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema: dict[str, Any] = {}
+    strict: bool | None = None
+    description: str | None = None
 
 
 class StreamOptions(msgspec.Struct):
@@ -118,6 +142,36 @@ def sampling_of(
         logit_bias=request.logit_bias or {},
         top_logprobs=top_logprobs,
     )
+
+
+def read_tools(functions: Sequence[WireFunction], schema_field: str) -> list[Tool]:
+    """The tools of functions; `schema_field` is where one of the request's `tools` has its schema."""
+    tools = [
+        Tool(
+            name=function.name,
+            description=function.description or "",
+            parameters=function.parameters or {},
+            strict=bool(function.strict),
+        )
+        for function in functions
+    ]
+    check_tools(tools, schema_field)
+    return tools
+
+
+def read_tool_choice(
+    mode: Literal["none", "auto", "required"] | None, name: str | None, tools: Sequence[Tool]
+) -> ToolChoice:
+    """Whether a tool is called; `name` forces one of them."""
+    choice = ToolChoice(mode or "auto") if name is None else ToolChoice("named", name)
+    check_tool_choice(choice, tools)
+    return choice
+
+
+def read_schema(found: WireJsonSchema, place: str) -> JsonFormat:
+    """The format of a schema that a request names at `place`."""
+    check_json_size(found.schema, f"{place}.schema")
+    return JsonFormat(found.schema, strict=bool(found.strict), name=found.name)
 
 
 def seed_of_choice(seed: int | None, choice: int) -> int | None:

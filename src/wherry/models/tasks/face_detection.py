@@ -22,6 +22,7 @@ class FaceDetectionTask(ImageTask):
     """A picture in, faces out."""
 
     name = "face-detection"
+    output_type = FaceDetection
 
     def signature(self, config: TaskConfig) -> Signature:
         """Pictures in; boxes, scores and landmarks out."""

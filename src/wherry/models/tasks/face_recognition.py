@@ -64,6 +64,8 @@ class FaceRecognitionTask:
     """A picture in, or two; vectors of faces, or a verdict, out."""
 
     name = "face-recognition"
+    input_type = FaceInput
+    output_type = FaceRecognition
     media = "image"
 
     def signature(self, config: TaskConfig) -> Signature:

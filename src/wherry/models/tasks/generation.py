@@ -240,6 +240,9 @@ class TextGeneration:
     """The task; its one instance is `TEXT_GENERATION`."""
 
     name = "text-generation"
+    input_type: Any = GenerationInput
+    output_type = Generation
+    delta_type = TextDelta
 
     def signature(self, config: TaskConfig) -> Signature:
         """Texts in; texts and finish reasons out."""

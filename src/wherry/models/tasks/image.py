@@ -41,18 +41,20 @@ class ImageInput(msgspec.Struct):
     pixels: np.ndarray
     """uint8 [height, width, channels]; channels are 1 (grey), 3 (RGB) or 4 (RGB and alpha). A file
     may have been made smaller while it was read, never below what the model looks at."""
-    size: tuple[int, int] = (0, 0)
-    """Height and width of the client's picture, upright, in pixels; by default those of `pixels`."""
+    original_size: tuple[int, int] | None = None
+    """Height and width of the client's picture, upright, in pixels; None: those of `pixels`."""
 
-    def __post_init__(self) -> None:
-        if not self.size[0]:
-            self.size = self.pixels.shape[:2]
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the client's picture."""
+        return self.original_size or self.pixels.shape[:2]
 
 
 class ImageTask:
     """What tasks of one picture have in common: reading it."""
 
     media = "image"
+    input_type = ImageInput
 
     def from_tensors(self, tensors: Tensors, config: TaskConfig) -> list[ImageInput]:
         """See `images_from_tensors`."""

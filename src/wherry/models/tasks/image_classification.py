@@ -21,6 +21,7 @@ class ImageClassification(ImageTask):
     """A picture in, a score for each label out."""
 
     name = "image-classification"
+    output_type = Classification
 
     def signature(self, config: TaskConfig) -> Signature:
         """Pictures in (UINT8 0 to 255 is accepted as well); labels and scores out."""

@@ -36,6 +36,7 @@ class ImageToText(ImageTask):
     """A picture in, a text out."""
 
     name = "image-to-text"
+    output_type = ImageText
 
     def signature(self, config: TaskConfig) -> Signature:
         """Pictures in, texts out."""

@@ -37,6 +37,7 @@ class KeypointDetectionTask(ImageTask):
     """A picture in, joints out."""
 
     name = "keypoint-detection"
+    output_type = KeypointDetection
 
     def signature(self, config: TaskConfig) -> Signature:
         """Pictures in; scores of poses, and x, y and score of their joints out."""

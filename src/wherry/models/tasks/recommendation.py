@@ -63,6 +63,8 @@ class RecommendationTask:
     """Questions in, items out."""
 
     name = "recommendation"
+    input_type = RecommendationInput
+    output_type = Recommendation
 
     def signature(self, config: TaskConfig) -> Signature:
         """Users in; items and scores out, as many as the bundle's option `top_k` says."""

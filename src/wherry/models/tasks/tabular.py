@@ -72,6 +72,8 @@ class RegressionOutput(TaskOutput, kw_only=True):
 class TabularTask:
     """What both tabular tasks share: how rows come in."""
 
+    input_type = Rows
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -104,6 +106,8 @@ class TabularTask:
 
 class TabularClassification(TabularTask):
     """A class for every row, with probabilities where the model has them."""
+
+    output_type = TableOutput
 
     def signature(self, config: TaskConfig) -> Signature:
         """The bundle's; its outputs are among `label`, `class` and `probabilities`."""
@@ -154,6 +158,8 @@ class TabularClassification(TabularTask):
 
 class TabularRegression(TabularTask):
     """A number, or several, for every row."""
+
+    output_type = RegressionOutput
 
     def signature(self, config: TaskConfig) -> Signature:
         """The bundle's; its one output holds the values."""

@@ -82,12 +82,22 @@ class Task(Protocol):
     A task whose input is a file says which kind in `media` (`image`, `audio`): its plain form then
     takes the file's bytes under that key, and clients may send the file as the body.
 
+    Its types are what the native codec packs, so they hold only what msgpack has, arrays of the
+    datatypes above or of objects (bytes, texts, numbers), and structs, lists and dicts of these. A
+    task whose answers stream also has `join(outputs)`, and `delta_type`: that of each piece.
+
     A task whose answers hold texts may have `to_columns` beside `to_tensors`: the same, but for BYTES
     tensors of one dimension, which are lists of `str` as JSON wants them; None if that cannot be.
     """
 
     name: str
     """Hugging Face's name, e.g. `text-classification`."""
+
+    input_type: Any
+    """The struct of one item (or a union of tagged structs)."""
+
+    output_type: Any
+    """The struct of one answer."""
 
     def signature(self, config: TaskConfig) -> Signature:
         """The tensors a model of this task takes and gives; the bundle's own where it has them."""

@@ -65,6 +65,8 @@ class TensorTask:
     """Arrays as they are."""
 
     name = "tensor"
+    input_type = TensorInput
+    output_type = TensorOutput
 
     def signature(self, config: TaskConfig) -> Signature:
         """The bundle's signature; open tensors shown as FP32 of shape [-1]."""

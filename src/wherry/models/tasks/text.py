@@ -47,6 +47,8 @@ class TextClassification:
     """A text in, a score for each label out."""
 
     name = "text-classification"
+    input_type = TextInput
+    output_type = Classification
 
     def signature(self, config: TaskConfig) -> Signature:
         """Texts in; labels and scores out."""
@@ -75,6 +77,8 @@ class FeatureExtraction:
     """A text in, a vector out."""
 
     name = "feature-extraction"
+    input_type = TextInput
+    output_type = Embedding
 
     def signature(self, config: TaskConfig) -> Signature:
         """Texts in, vectors out."""
