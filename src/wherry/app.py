@@ -553,6 +553,7 @@ class GatewayProcess:
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
         from wherry.doors.predict import PredictDoor
+        from wherry.doors.rerank import RerankDoor
 
         settings = self._settings
         folder = settings.folder
@@ -575,6 +576,7 @@ class GatewayProcess:
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
             AnthropicDoor(self._gateway),
+            RerankDoor(self._gateway),
             InferenceDoor(self._gateway, self._models),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,

@@ -17,6 +17,10 @@ BUILT_IN: dict[str, str] = {
     "openai.chat": "wherry.models.codecs.openai_chat:OPENAI_CHAT",
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",
     "openai.embeddings": "wherry.models.codecs.openai_embeddings:OPENAI_EMBEDDINGS",
+    "openai.moderations": "wherry.models.codecs.openai_moderations:OPENAI_MODERATIONS",
+    "rerank.v1": "wherry.models.codecs.rerank:RERANK_V1",
+    "rerank.v2": "wherry.models.codecs.rerank:RERANK_V2",
+    "rerank.tei": "wherry.models.codecs.rerank:RERANK_TEI",
 }
 
 
