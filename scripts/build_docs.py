@@ -42,6 +42,7 @@ SHOWN_DIFF_LINES = 20
 TITLES = {
     "openai": "OpenAI",
     "anthropic": "Anthropic",
+    "rerank": "Reranking",
     "inference": "Open Inference Protocol v2",
     "predict": "Plain JSON",
     "operations": "For operators and their tools",

@@ -592,6 +592,7 @@ class GatewayProcess:
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
         from wherry.doors.predict import PredictDoor
+        from wherry.doors.rerank import RerankDoor
         from wherry.jobs.files.uploads import FileUploads
 
         settings = self._settings
@@ -619,6 +620,7 @@ class GatewayProcess:
             OpenAIDoor(self._gateway),
             OpenAIResponsesDoor(self._gateway, store, self._runs),
             AnthropicDoor(self._gateway),
+            RerankDoor(self._gateway),
             InferenceDoor(self._gateway, self._models),
             OpenAIFilesDoor(files, FileUploads(files, settings)),
             OpenAIBatchesDoor(

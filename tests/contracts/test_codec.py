@@ -18,6 +18,7 @@ from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec
 CONFIG = TaskConfig(
     labels=("a", "b"),
     signature=Signature((TensorSpec("X", "FP32", (-1, 2)),), (TensorSpec("Y", "FP32", (-1, 2)),)),
+    options={"flagged_labels": ["b"]},
 )
 PAIRS = [
     (codec, task)
@@ -45,6 +46,12 @@ values = st.recursive(
                     "datatype",
                     "data",
                     "text",
+                    "query",
+                    "documents",
+                    "texts",
+                    "source_sentence",
+                    "sentences",
+                    "candidate_labels",
                     "image",
                     "row",
                     "X",

@@ -85,6 +85,62 @@ def make_minilm(folder: Path) -> Case:
     return Case(open_bundle(folder), good, {"text": ""})
 
 
+def make_tiny(folder: Path, task: str, columns: int, labels: tuple[str, ...] = ()) -> Bundle:
+    """An encoder made on the spot."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from tests.tiny_encoders import write_encoder
+
+    write_encoder(folder, columns=columns, per_token=task == "token-classification")
+    files = ("model.onnx", "tokenizer.json")
+    write(folder, Manifest(task=task, runtime="onnx", files=files, labels=labels))
+    return open_bundle(folder)
+
+
+def make_ranker(folder: Path) -> Case:
+    good = [{"query": "boat", "text": "a ship"}, {"query": "who", "text": "Ada works in Paris."}]
+    return Case(make_tiny(folder, "text-ranking", 1), good, {"query": "boat", "text": ""})
+
+
+def make_inference(folder: Path) -> Case:
+    labels = ("contradiction", "neutral", "entailment")
+    good = [
+        {"text": "a boat", "hypothesis": "This example is food."},
+        {"text": "the king cooks", "hypothesis": "This example is space."},
+    ]
+    bundle = make_tiny(folder, "zero-shot-classification", 3, labels)
+    return Case(bundle, good, {"text": "a boat"})
+
+
+def make_tagger(folder: Path) -> Case:
+    labels = ("O", "B-PER", "I-PER")
+    good = [
+        {"text": "Ada works in Paris.", "aggregation_strategy": "none"},
+        {"text": "the king", "aggregation_strategy": "none"},
+    ]
+    return Case(make_tiny(folder, "token-classification", 3, labels), good, {"text": ""})
+
+
+def make_spacy(folder: Path) -> Case:
+    pytest.importorskip("spacy", reason="pip install 'wherry[spacy]'")
+    from wherry.models.registry.catalog import fetch_entry, find_entry
+
+    cache = real_models.cache_folder() / "sources"
+    fetch_entry(find_entry("ner-en"), folder / "ner", cache=cache, progress=lambda *_: None)
+    good = [{"text": "Tim Cook works in Rome."}, {"text": "It was in 2019, said Angela Merkel."}]
+    return Case(open_bundle(folder / "ner"), good, {"text": ""})
+
+
+def make_static(folder: Path) -> Case:
+    pytest.importorskip("onnx")
+    from tests.tiny_encoders import write_static_embedder
+
+    write_static_embedder(folder)
+    files = ("model.safetensors", "tokenizer.json")
+    write(folder, Manifest(task="feature-extraction", runtime="static_embeddings", files=files))
+    return Case(open_bundle(folder), [{"text": "a boat"}, {"text": "Paris"}], {"text": ""})
+
+
 def make_onnx_tensor(folder: Path) -> Case:
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -130,6 +186,11 @@ BATCH_CASES: dict[str, Callable[[Path], Case]] = {
     "python_class": make_echo,
     "onnx texts": make_minilm,
     "onnx tensors": make_onnx_tensor,
+    "onnx pairs": make_ranker,
+    "onnx inference": make_inference,
+    "onnx tags": make_tagger,
+    "spacy": make_spacy,
+    "static_embeddings": make_static,
     "plugin": make_plugin,
 }
 
@@ -219,6 +280,9 @@ def assert_alike(left: Any, right: Any) -> None:
         assert left.keys() == right.keys()
         for key in left:
             assert_alike(left[key], right[key])
+    elif isinstance(left, list) and any(isinstance(each, dict) for each in left):
+        for one, other in zip(left, right, strict=True):
+            assert_alike(one, other)
     elif isinstance(left, (int, float, list)):
         assert np.allclose(left, right, rtol=1e-3, atol=1e-4)
     else:
@@ -264,7 +328,7 @@ def test_a_concurrent_runtime_streams_counts_and_stops(tmp_path: Path):
 def test_every_built_in_runtime_is_named_in_the_suite():
     from wherry.worker.runtimes.catalog import BUILT_IN
 
-    covered = {"sklearn", "python_class", "onnx", "llama_cpp"}
+    covered = {"sklearn", "python_class", "onnx", "llama_cpp", "spacy", "static_embeddings"}
     elsewhere = {
         "upstream",
         "python_stream",

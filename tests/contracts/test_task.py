@@ -23,6 +23,9 @@ from wherry.models.tasks.tabular import RegressionOutput, TableOutput
 from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
 from wherry.models.tasks.tensor import TensorOutput
 from wherry.models.tasks.text import Embedding
+from wherry.models.tasks.text_pair import PairScore
+from wherry.models.tasks.token_classification import Entities, Entity
+from wherry.models.tasks.zero_shot_classification import Entailment
 
 LABELS = ("calm", "rough")
 
@@ -41,6 +44,10 @@ class Case:
 
 def texts(*items: str) -> dict[str, np.ndarray]:
     return {"text": np.array([item.encode() for item in items], dtype=object)}
+
+
+def pairs(*keys: str) -> dict[str, np.ndarray]:
+    return {key: np.array([b"a boat", b"a ship"], dtype=object) for key in keys}
 
 
 SCORES = [np.array([0.2, 0.8], np.float32), np.array([0.7, 0.3], np.float32)]
@@ -82,6 +89,33 @@ CASES: dict[str, Case] = {
         {"text": "a boat"},
         texts("a boat", "a ship"),
         [Embedding(vector=each) for each in SCORES],
+    ),
+    "text-ranking": Case(
+        TaskConfig(),
+        {"query": "boats", "text": "a ship"},
+        pairs("query", "text"),
+        [PairScore(score=0.9, raw=2.2), PairScore(score=0.1, raw=-2.2)],
+    ),
+    "sentence-similarity": Case(
+        TaskConfig(),
+        {"source_sentence": "a boat", "sentence": "a ship"},
+        pairs("source_sentence", "sentence"),
+        [PairScore(score=0.9, raw=2.2), PairScore(score=0.1, raw=-2.2)],
+    ),
+    "zero-shot-classification": Case(
+        TaskConfig(),
+        {"text": "a boat", "hypothesis": "This is about water."},
+        pairs("text", "hypothesis"),
+        [Entailment(entailment=3.0, contradiction=-1.0)] * 2,
+    ),
+    "token-classification": Case(
+        TaskConfig(),
+        {"text": "Ada sailed."},
+        texts("Ada sailed.", "To Rome."),
+        [
+            Entities(entities=[Entity("PER", 0.9, 0, 3, "Ada")]),
+            Entities(entities=[Entity("LOC", 0.8, 3, 7, "Rome")]),
+        ],
     ),
     "text-generation": Case(
         TaskConfig(),

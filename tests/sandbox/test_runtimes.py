@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.data_plane import DataPlane, data_plane
-from tests.real_models import minilm_folder, smollm2_folder, smollm2_path
+from tests.real_models import cache_folder, minilm_folder, smollm2_folder, smollm2_path
 
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
 
@@ -55,10 +55,36 @@ def smollm2(folder: Path) -> tuple[Path, dict[str, Any]]:
     return made, {"messages": [message], "temperature": 0, "max_tokens": 8}
 
 
-@pytest.mark.parametrize("make", [iris, minilm, smollm2])
+def spacy(folder: Path) -> tuple[Path, dict[str, Any]]:
+    pytest.importorskip("spacy", reason="pip install 'wherry[spacy]'")
+    from wherry.models.registry.catalog import fetch_entry, find_entry
+
+    cache = cache_folder() / "sources"
+    fetch_entry(find_entry("ner-en"), folder, cache=cache, progress=lambda *_: None)
+    return folder, {"text": "Tim Cook works in Rome."}
+
+
+def static(folder: Path) -> tuple[Path, dict[str, Any]]:
+    pytest.importorskip("onnx")
+    from tests.tiny_encoders import write_static_embedder
+
+    write_static_embedder(folder)
+    files = ("model.safetensors", "tokenizer.json")
+    manifest = Manifest(task="feature-extraction", runtime="static_embeddings", files=files)
+    (folder / MANIFEST).write_text(encode_manifest(manifest))
+    return folder, {"text": "A boat on the river."}
+
+
+@pytest.mark.parametrize("make", [iris, minilm, smollm2, spacy, static])
 def test_a_framework_answers_the_same_in_the_sandbox(tmp_path: Path, make: Any):
     bundle, question = make(tmp_path / "bundle")
-    runtime = {iris: "sklearn", minilm: "onnx", smollm2: "llama_cpp"}[make]
+    runtime = {
+        iris: "sklearn",
+        minilm: "onnx",
+        smollm2: "llama_cpp",
+        spacy: "spacy",
+        static: "static_embeddings",
+    }[make]
 
     async def ask(plane: DataPlane, sandbox: str) -> bytes:
         worker = await plane.start_worker(

@@ -172,6 +172,29 @@ def render_inference(error: WherryError, request_id: str) -> Rendered:
     return 400 if status == 422 else status, encode({"error": error.text}), retry_headers(error)
 
 
+def render_cohere(error: WherryError, request_id: str) -> Rendered:
+    """`{"message", "detail", …}`: the first is Cohere's, the second Jina's."""
+    status = status_of(error)
+    body = {
+        "message": error.text,
+        "detail": error.text,
+        "code": error.code,
+        "param": error.param,
+        "id": request_id,
+    }
+    return 400 if status == 422 else status, encode(body), retry_headers(error)
+
+
+_TEI_TYPE = {400: "validation", 413: "validation", 422: "validation", 503: "overloaded"}
+
+
+def render_tei(error: WherryError, request_id: str) -> Rendered:
+    """`{"error", "error_type"}`: Text Embeddings Inference's clients read both."""
+    status = status_of(error)
+    kind = _TEI_TYPE.get(status, "backend" if status >= 500 else error.code)
+    return status, encode({"error": error.text, "error_type": kind}), retry_headers(error)
+
+
 def render_platform(error: WherryError, request_id: str) -> Rendered:
     """`{"error": {code, message, hint, request_id}}`."""
     body = {
@@ -191,6 +214,10 @@ def renderer_of(path: str, headers: Container[str]) -> Renderer:
     """The shape for paths that match no row."""
     if path.startswith("/v1/messages") or (path.startswith("/v1") and ANTHROPIC_HEADER in headers):
         return render_anthropic
+    if path in ("/v1/rerank", "/v2/rerank"):
+        return render_cohere
+    if path == "/rerank":
+        return render_tei
     if path.startswith("/v1"):
         return render_openai
     if path.startswith("/v2"):

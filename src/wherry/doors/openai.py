@@ -1,4 +1,4 @@
-"""OpenAI's API: models, chat completions, completions, embeddings."""
+"""OpenAI's API: models, chat completions, completions, embeddings, moderations."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from wherry.gateway.route import DeploymentRoute
 JSON = ("application/json", "text/json", "application/x-www-form-urlencoded+json")
 DEFAULT_TOKENS = 512
 """Reserved for an answer whose request names no maximum."""
+ONE_ANSWER = frozenset({"openai.embeddings", "openai.moderations"})
+"""Codecs whose protocol knows no stream: the field means nothing there."""
 
 
 class Envelope(msgspec.Struct):
@@ -69,6 +71,7 @@ class OpenAIDoor:
             self._post("/v1/chat/completions", self.chat, "Chat, streaming or not"),
             self._post("/v1/completions", self.completions, "Complete a text"),
             self._post("/v1/embeddings", self.embeddings, "Vectors of texts"),
+            self._post("/v1/moderations", self.moderations, "Whether texts are harmful"),
         ]
 
     def _get(self, path: str, handler: Any, summary: str, answer: Any) -> Row:
@@ -96,7 +99,7 @@ class OpenAIDoor:
             tag="openai",
             body_limit=self._gateway.settings.max_body_bytes,
             content_types=JSON,
-            streams=not path.endswith("embeddings"),
+            streams=path.endswith("completions"),
         )
 
     async def models(self, inquiry: Inquiry) -> Response:
@@ -122,6 +125,10 @@ class OpenAIDoor:
         """Embeddings."""
         return await self._invoke(inquiry, "openai.embeddings")
 
+    async def moderations(self, inquiry: Inquiry) -> Response:
+        """Moderations."""
+        return await self._invoke(inquiry, "openai.moderations")
+
     async def _invoke(self, inquiry: Inquiry, codec: str) -> Response:
         body = await inquiry.body()
         envelope = read_envelope(body, envelope_decoder)
@@ -132,7 +139,7 @@ class OpenAIDoor:
             deployment=envelope.model,
             codec=codec,
             body=body,
-            stream=bool(envelope.stream) and codec != "openai.embeddings",
+            stream=bool(envelope.stream) and codec not in ONE_ANSWER,
             tokens_bound=envelope.tokens_bound(len(body)),
             error_event=_error_event,
         )

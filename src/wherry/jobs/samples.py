@@ -29,8 +29,8 @@ def make_sample(manifest: Manifest) -> dict[str, Any] | None:
     inputs = find_task(manifest.task).signature(manifest.task_config()).inputs
     if manifest.task.startswith("tabular"):
         return _make_row(manifest, inputs)
-    if len(inputs) == 1 and inputs[0].name == "text":
-        return {"text": "hello"}
+    if manifest.task != "tensor" and inputs and all(map(_is_text, inputs)):
+        return {spec.name: "hello" for spec in inputs}
     if media_of(find_task(manifest.task)) == "image":
         return {"image": _grey_png(*_image_size(manifest.options))}
     return _make_tensors(manifest.signature.inputs)
@@ -43,6 +43,10 @@ def resize_sample(sample: Mapping[str, Any], refusal: str) -> dict[str, Any] | N
         return None
     width = int(found[1])
     return {"row": [0.0] * width} if 0 < width != len(sample["row"]) else None
+
+
+def _is_text(spec: TensorSpec) -> bool:
+    return spec.datatype == "BYTES" and len(spec.shape) == 1
 
 
 def _make_row(manifest: Manifest, inputs: tuple[TensorSpec, ...]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_only_allowed_tools_are_offered():
         ({"input": 5}, "input"),
         ({"input": [5]}, "input[0]"),
         ({"input": [{"role": "wizard", "content": "x"}]}, "input[0].role"),
-        ({"input": [{"role": "user"}]}, "input[0]"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": []}]}, "input[0].content"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},

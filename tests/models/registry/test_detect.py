@@ -484,3 +484,67 @@ def test_a_description_is_no_book(tmp_path: Path) -> None:
     assert detect(folder, description="line\n\tline, 说明 🙂").description
     with pytest.raises(InvalidInput, match="description"):
         detect(folder, description="a" * 20_001)
+
+
+# ------------------------------------------------------------------------------ heads of encoders
+
+
+@pytest.mark.parametrize(
+    ("config", "columns", "task", "options"),
+    [
+        (
+            {"id2label": {"0": "O", "1": "B-PER"}, "architectures": ["BertForTokenClassification"]},
+            2,
+            "token-classification",
+            {},
+        ),
+        (
+            {
+                "id2label": {"0": "entailment", "1": "neutral", "2": "contradiction"},
+                "architectures": ["BertForSequenceClassification"],
+            },
+            3,
+            "zero-shot-classification",
+            {},
+        ),
+        (
+            {"id2label": {"0": "LABEL_0"}, "architectures": ["BertForSequenceClassification"]},
+            1,
+            "text-ranking",
+            {},
+        ),
+        (
+            {
+                "id2label": {"0": "LABEL_0"},
+                "architectures": ["BertForSequenceClassification"],
+                "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
+            },
+            1,
+            "text-ranking",
+            {"function": "none"},
+        ),
+        (
+            {
+                "id2label": {"0": "negative", "1": "positive"},
+                "architectures": ["BertForSequenceClassification"],
+            },
+            2,
+            "text-classification",
+            {"function": "softmax"},
+        ),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_what_a_head_does_is_read_from_its_configuration(
+    tmp_path: Path, config: dict[str, Any], columns: int, task: str, options: dict[str, Any]
+):
+    pytest.importorskip("tokenizers")
+    from tests.tiny_encoders import write_encoder
+
+    write_encoder(
+        tmp_path, columns=columns, per_token=task == "token-classification", config=config
+    )
+    manifest = detect(tmp_path)
+    assert (manifest.task, manifest.options) == (task, options)
+    if len(config["id2label"]) > 1:
+        assert manifest.labels == tuple(config["id2label"].values())

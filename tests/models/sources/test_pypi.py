@@ -298,3 +298,51 @@ def test_the_operators_password_for_an_index_is_not_told() -> None:
         list(parse_json("<html>", "https://user:password@index.example/simple/x/"))
     assert "index.example" in caught.value.message
     assert "password" not in caught.value.message
+
+
+# ------------------------------------------------------------------------------ folders of wheels
+
+PIPELINE = {
+    "demo/pipe/config.cfg": b"[nlp]",
+    "demo/pipe/ner/model": b"numbers",
+    "demo/pipeline": b"a file that only begins alike",
+    "demo/__init__.py": b"",
+}
+
+
+def test_a_folder_of_a_wheel_comes_with_all_below_it(index: PackageIndex, pull: Puller):
+    index.add_wheel("demo_model-1.0", PIPELINE)
+    reference = "pypi:demo-model==1.0!/demo/pipe/"
+    fetch(reference, pull.target, cache=pull.cache, progress=lambda *_: None)
+    found = {
+        path.relative_to(pull.target).as_posix(): path.read_bytes()
+        for path in pull.target.rglob("*")
+        if path.is_file()
+    }
+    assert found == {"config.cfg": b"[nlp]", "ner/model": b"numbers"}
+
+
+def test_a_folder_that_is_not_there_is_not_found(index: PackageIndex, pull: Puller):
+    index.add_wheel("demo_model-1.0", PIPELINE)
+    for folder in ("other/", "demo/pip/"):
+        with pytest.raises(NotFound):
+            pull(f"pypi:demo-model==1.0!/{folder}")
+
+
+def test_a_folder_of_an_sdist_is_refused(index: PackageIndex, pull: Puller):
+    index.add_sdist("demo_model-1.0", {"demo/a.txt": b"a"})
+    with pytest.raises(InvalidInput, match="only wheels"):
+        pull("pypi:demo-model==1.0!/demo/")
+
+
+def test_a_folder_of_too_many_files_is_refused(index: PackageIndex, pull: Puller):
+    index.add_wheel("demo_model-1.0", {f"demo/{number}": b"" for number in range(1001)})
+    with pytest.raises(InvalidInput, match="1001 files"):
+        pull("pypi:demo-model==1.0!/demo/")
+
+
+def test_a_member_that_would_leave_the_folder_is_refused(index: PackageIndex, pull: Puller):
+    index.add_wheel("demo_model-1.0", {"demo/../../escaped": b"x"})
+    with pytest.raises(InvalidInput):
+        pull("pypi:demo-model==1.0!/demo/")
+    assert not (pull.target.parent.parent / "escaped").exists()

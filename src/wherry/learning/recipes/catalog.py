@@ -12,6 +12,8 @@ BUILT_IN: dict[str, str] = {
     "iris": "wherry.learning.recipes.iris:IRIS",
     "topics": "wherry.learning.recipes.topics:TOPICS",
     "movies": "wherry.learning.recipes.movies:MOVIES",
+    "prompt-guard": "wherry.learning.recipes.prompt_guard:PROMPT_GUARD",
+    "sentiment": "wherry.learning.recipes.sentiment:SENTIMENT",
     "digits": "wherry.learning.recipes.digits:DIGITS",
 }
 

@@ -20,6 +20,10 @@ BUILT_IN: dict[str, str] = {
     "openai.embeddings": "wherry.models.codecs.openai_embeddings:OPENAI_EMBEDDINGS",
     "openai.responses": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES",
     "openai.responses.turn": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES_TURN",
+    "openai.moderations": "wherry.models.codecs.openai_moderations:OPENAI_MODERATIONS",
+    "rerank.v1": "wherry.models.codecs.rerank:RERANK_V1",
+    "rerank.v2": "wherry.models.codecs.rerank:RERANK_V2",
+    "rerank.tei": "wherry.models.codecs.rerank:RERANK_TEI",
 }
 
 

@@ -7,6 +7,7 @@ door turns those into its protocol's shape.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,4 +118,9 @@ def decode_json(body: memoryview, decoder: msgspec.json.Decoder[Any]) -> Any:
 def param_of(message: str) -> str | None:
     """The field a msgspec message names (`… - at `$.messages[0].role``), else None."""
     _, found, path = message.rpartition("`$.")
+    if not found and (missing := MISSING.fullmatch(message)):
+        return missing[1]
     return path.rstrip("`") or None if found and path.endswith("`") else None
+
+
+MISSING = re.compile(r"Object missing required field `(\w+)`")

@@ -14,6 +14,7 @@ import msgspec
 
 from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
+from wherry.models.tasks.questions import Question, question_of
 from wherry.models.tasks.task import Task, TaskConfig, media_of
 
 
@@ -23,18 +24,22 @@ class PredictCodec:
     tasks: frozenset[str] = frozenset()
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
-        """The one item of a body."""
+        """The one item of a body, or those of the question that it is."""
         if key := file_key(call, task):
             fields: dict[str, Any] = {key: bytes(body)}
         else:
             fields = decode_json(body, object_decoder)
+        question = question_of(fields, task, config)
+        if question is not None:
+            return Decoded(question.items, question)
         return Decoded([task.from_plain(fields, config)])
 
     def encode(
         self, decoded: Decoded, outputs: Sequence[Any], call: Call, task: Task, config: TaskConfig
     ) -> Reply:
-        """The one output as an object."""
-        answer = task.to_plain(outputs[0], config)
+        """The one output, or the question's answer, as an object."""
+        question: Question | None = decoded.context
+        answer = question.to_plain(outputs) if question else task.to_plain(outputs[0], config)
         body = encoder.encode(answer)
         # msgspec writes NaN as null: only then is a second look worth its time
         if b"null" in body and has_bad_number(answer):

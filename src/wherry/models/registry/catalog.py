@@ -15,7 +15,7 @@ from wherry.client.schema import CatalogEntry
 from wherry.errors import InvalidInput, NotFound
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
 from wherry.models.sources.catalog import fetch
-from wherry.models.sources.source import Progress
+from wherry.models.sources.source import Progress, target_path
 
 DATA_FILE = "catalog.toml"
 
@@ -116,10 +116,11 @@ def fetch_entry(
     """
     found: dict[str, Path] = {}
     for file in entry.files:
+        target = target_path(target_folder, file.name)
         (path,) = fetch(
-            file.source, target_folder, cache=cache, progress=progress, sha256=file.sha256
+            file.source, target.parent, cache=cache, progress=progress, sha256=file.sha256
         )
-        found[file.name] = path if path.name == file.name else path.rename(path.parent / file.name)
+        found[file.name] = path if path == target else path.rename(target)
     if not entry.recipe:
         (target_folder / MANIFEST).write_text(encode_manifest(entry.manifest), encoding="utf-8")
     return found

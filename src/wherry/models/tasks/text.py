@@ -117,6 +117,13 @@ def embedding_dimensions(config: TaskConfig) -> int:
     return stated if isinstance(stated, int) and stated > 0 else 0
 
 
+def cosines(outputs: Sequence[Embedding]) -> np.ndarray:
+    """How near each vector is to the first, float32 [vectors - 1], -1 to 1."""
+    vectors = np.stack([output.vector for output in outputs]).astype(np.float64)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.clip(vectors[1:] @ vectors[0], -1.0, 1.0).astype(np.float32)
+
+
 def text_from_plain(body: Mapping[str, Any], config: TaskConfig) -> TextInput:
     """The text of a plain object, checked."""
     for key in TEXT_KEYS:
@@ -131,26 +138,43 @@ def texts_from_tensors(tensors: Tensors, config: TaskConfig) -> list[TextInput]:
     if tensor is None or len(tensors) != 1:
         names = sorted(tensors)
         raise InvalidInput(f"the model takes one input tensor 'text', not {names!r}", param="text")
+    return [TextInput(text) for text in texts_from_tensor(tensor, "text", config)]
+
+
+def texts_from_tensor(tensor: np.ndarray, name: str, config: TaskConfig) -> list[str]:
+    """The texts of a BYTES tensor of shape [n] or [n, 1]."""
     if tensor.dtype != object:
-        raise InvalidInput("the tensor 'text' must have datatype BYTES", param="text")
+        raise InvalidInput(f"the tensor {name!r} must have datatype BYTES", param=name)
     if tensor.ndim != 1 and not (tensor.ndim == 2 and tensor.shape[1] == 1):
         raise InvalidInput(
-            f"the tensor 'text' must have shape [n], not {list(tensor.shape)}", param="text"
+            f"the tensor {name!r} must have shape [n], not {list(tensor.shape)}", param=name
         )
     if tensor.size > MAX_TEXTS:
         raise InvalidInput(
-            f"the tensor 'text' has {tensor.size} texts, the limit is {MAX_TEXTS}", param="text"
+            f"the tensor {name!r} has {tensor.size} texts, the limit is {MAX_TEXTS}", param=name
         )
-    return [TextInput(_decode_utf8(each, config)) for each in tensor.reshape(-1)]
+    return [_decode_utf8(each, name, config) for each in tensor.reshape(-1)]
 
 
-def _decode_utf8(value: object, config: TaskConfig) -> str:
+def _decode_utf8(value: object, name: str, config: TaskConfig) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         try:
             value = bytes(value).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InvalidInput(f"a text is not valid UTF-8: {error}", param="text") from error
-    return check_text(value, config, "text")
+            raise InvalidInput(f"a text is not valid UTF-8: {error}", param=name) from error
+    return check_text(value, config, name)
+
+
+def check_texts(values: object, config: TaskConfig, param: str, *, most: int) -> list[str]:
+    """A list of one to `most` texts; `InvalidInput` names the element that is none."""
+    if not isinstance(values, list | tuple):
+        kind = type(values).__name__
+        raise InvalidInput(f"{param!r} must be a list of texts, not {kind}", param=param)
+    if not values:
+        raise InvalidInput(f"{param!r} is empty", hint="send at least one text", param=param)
+    if len(values) > most:
+        raise InvalidInput(f"{param!r} has {len(values)} texts, the limit is {most}", param=param)
+    return [check_text(each, config, f"{param}[{at}]") for at, each in enumerate(values)]
 
 
 def check_text(value: object, config: TaskConfig, param: str) -> str:

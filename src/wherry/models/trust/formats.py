@@ -22,6 +22,7 @@ from wherry.models.trust.gguf import MAGIC as GGUF_MAGIC
 from wherry.models.trust.gguf import check_gguf
 from wherry.models.trust.onnx import check_onnx
 from wherry.models.trust.safetensors import check_safetensors
+from wherry.models.trust.spacy_folder import check_spacy_file, pipeline_files
 from wherry.models.trust.tflite import MAGIC as TFLITE_MAGIC
 from wherry.models.trust.tflite import check_tflite
 
@@ -102,6 +103,7 @@ def check_bundle(
             external |= {str(parent / each) for each in check_onnx(folder / name).external_files}
     for missing in external.difference(listed):
         raise FormatNotAllowed(f"the model needs the file {missing!r}, which is not in the bundle")
+    spacy = pipeline_files(listed)
     for name in listed:
         safe_relative_path(name)
         if is_code_bundle and allow_code:
@@ -109,6 +111,8 @@ def check_bundle(
             formats[name] = "file"
         elif name in external:
             formats[name] = "onnx-data"
+        elif name in spacy:
+            formats[name] = check_spacy_file(folder / name, spacy[name])
         else:
             formats[name] = check_format(
                 folder / name, allow_pickle=allow_pickle, allow_code=allow_code

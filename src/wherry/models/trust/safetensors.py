@@ -46,6 +46,11 @@ def check_safetensors(path: Path) -> int:
         FormatNotAllowed: it is not safetensors: a header that cannot be, bytes that no tensor
             owns, or that two do.
     """
+    return len(tensor_names(path))
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the file's tensors, in the order of its header; raises as `check_safetensors` does."""
     with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -62,7 +67,7 @@ def check_safetensors(path: Path) -> int:
         ) from None
 
 
-def _check_header(header: bytes, data_bytes: int) -> int:
+def _check_header(header: bytes, data_bytes: int) -> list[str]:
     if header[:1] != b"{":
         raise FormatNotAllowed("its header has no plausible length")
     tensors = json.loads(
@@ -80,7 +85,7 @@ def _check_header(header: bytes, data_bytes: int) -> int:
         position = end
     if position != data_bytes:
         raise FormatNotAllowed(f"it holds {data_bytes} bytes of data, its tensors {position}")
-    return len(tensors)
+    return list(tensors)
 
 
 def _read_span(name: str, entry: Any) -> tuple[int, int]:

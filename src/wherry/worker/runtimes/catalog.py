@@ -15,6 +15,11 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "tflite": ("wherry.worker.runtimes.tflite:TfliteRuntime", "tflite"),
     "sklearn": ("wherry.worker.runtimes.sklearn:SklearnRuntime", "sklearn"),
     "llama_cpp": ("wherry.worker.runtimes.llama_cpp:LlamaCppRuntime", "llama-cpp"),
+    "spacy": ("wherry.worker.runtimes.spacy:SpacyRuntime", "spacy"),
+    "static_embeddings": (
+        "wherry.worker.runtimes.static_embeddings:StaticEmbeddingsRuntime",
+        "onnx",
+    ),
     "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
     "python_stream": ("wherry.worker.runtimes.python_class:PythonStreamRuntime", ""),
     "upstream": ("wherry.worker.runtimes.upstream:UpstreamRuntime", ""),

@@ -10,7 +10,7 @@ import numpy as np
 
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
-from wherry.models.tasks.classification import Classification
+from wherry.models.tasks.classification import Classification, sigmoid, softmax
 from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.graphs.graph import Array
 from wherry.worker.runtimes.graphs.options import read_options
@@ -59,10 +59,9 @@ class ScoreHead:
     def scores(self, rows: Array) -> Array:
         """Scores of the labels; `rows` is float32 [rows, numbers]."""
         if self._function == "softmax":
-            powers = np.exp(rows - rows.max(axis=1, keepdims=True))
-            return powers / powers.sum(axis=1, keepdims=True)
+            return softmax(rows)
         if self._function == "sigmoid":
-            rows = 0.5 * (1.0 + np.tanh(0.5 * rows))  # never overflows
+            rows = sigmoid(rows)
         return np.concatenate([1.0 - rows, rows], axis=1) if self._is_binary else rows
 
     def output_of(self, scores: Array, usage: Usage) -> Classification:

@@ -1,5 +1,5 @@
 # pyright: standard
-"""Graphs that encode texts: a vector (`feature-extraction`) or label scores of each.
+"""Graphs that read texts: what they have in common, vectors (`feature-extraction`) and labels.
 
 The bundle holds `tokenizer.json` beside the graph. Results do not depend on what else is in a
 batch: at load, two texts run alone and together, and the answers decide what may be joined.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from wherry.worker.runtimes.graphs.calibration import Calibration, calibrate, re
 from wherry.worker.runtimes.graphs.graph import Array, Graph, OpenGraph, rows_agree, trial
 from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.scores import ScoreHead, check_rows
-from wherry.worker.runtimes.graphs.text_encoder import TextEncoder, pad_ids
+from wherry.worker.runtimes.graphs.text_encoder import TextEncoder, Tokens, pad_ids
 from wherry.worker.runtimes.runtime import Prepared
 
 TOKENIZER = "tokenizer.json"
@@ -54,13 +54,16 @@ class TextOptions(msgspec.Struct, frozen=True):
     """Name of the graph's output; by default it is guessed."""
 
 
-class TextModel(ABC):
-    """What both tasks share: tokens in, one row of numbers a text out."""
+class TextReader(ABC):
+    """What all tasks over texts share: tokens in, numbers out, batches that change no answer."""
 
     max_batch_rows = 64
     max_batch_cost = 512  # padded tokens: more at once is slower on one thread
     spare_padding = -1.0
     outputs: tuple[str, ...] = ()
+    """Names by which the graph's output is looked for."""
+    trials: tuple[Any, Any] = (TextInput(TRIALS[0]), TextInput(TRIALS[1]))
+    """A short input and a long one."""
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
         self.graph = open_graph(bundle.main_file)
@@ -89,33 +92,22 @@ class TextModel(ABC):
         return found
 
     def _run_trial(self, rows: int, tokens: int) -> None:
-        short = self.encoder.encode(TextInput(TRIALS[0]), truncate=True)
-        self.forward([np.resize(short, tokens)] * rows)
+        short = self.tokens_of(self.trials[0], truncate=True)
+        self.forward([Tokens(*(np.resize(each, tokens) for each in short))] * rows)
 
-    def prepare(self, item: TextInput) -> Prepared:
-        """Tokenise; safe in many threads."""
-        ids = self.encoder.encode(item, truncate=self.options.truncate)
-        length = self.fixed_tokens or len(ids)
-        return Prepared(ids, length=length, group=length if self.joining == "equal length" else ())
+    def tokens_of(self, item: Any, *, truncate: bool) -> Tokens:
+        """An item as the model reads it; see `TextEncoder.encode`."""
+        ids = self.encoder.encode(item, truncate=truncate)
+        return Tokens(ids, np.zeros_like(ids))
 
-    def answer(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
-        """One run for the whole batch, padded to its longest text."""
-        texts = [prepared.payload for prepared in batch]
-        rows = self.finish(self.forward(texts))
-        if not np.isfinite(rows).all():
-            raise ModelFailed("the model answered with numbers that are not finite")
-        return [
-            self.output_of(row, Usage(input_tokens=len(text), rows=1))
-            for text, row in zip(texts, rows, strict=True)
-        ]
-
-    def forward(self, texts: Sequence[Array]) -> Array:
-        """Raw numbers of each text, float32 [texts, numbers]."""
-        ids, mask = pad_ids(texts, self.encoder.pad_id, self.fixed_tokens)
+    def forward(self, texts: Sequence[Tokens]) -> Array:
+        """Raw numbers of each text, float32 [texts, …], as `pool` makes them."""
+        ids, mask = pad_ids([text.ids for text in texts], self.encoder.pad_id, self.fixed_tokens)
+        types, _ = pad_ids([text.types for text in texts], 0, self.fixed_tokens)
         values = {
             "input_ids": ids,
             "attention_mask": mask,
-            "token_type_ids": np.zeros_like(ids),
+            "token_type_ids": types,
             "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
         }
         feeds = {each.name: values[each.name].astype(each.dtype) for each in self.graph.inputs}
@@ -125,18 +117,14 @@ class TextModel(ABC):
 
     @abstractmethod
     def pool(self, found: Array, mask: Array) -> Array:
-        """The graph's output as one row a text."""
+        """The graph's output as rows, one a text (or a token, for tasks that name them)."""
 
-    @abstractmethod
-    def finish(self, rows: Array) -> Array:
-        """Rows as they are answered."""
-
-    @abstractmethod
-    def output_of(self, row: Array, usage: Usage) -> TaskOutput:
-        """One answer."""
+    def numbers_of(self, texts: Sequence[Tokens]) -> list[Array]:
+        """What the model says of each text, without what it says of padding."""
+        return list(self.forward(texts))
 
     def _find_joining(self) -> Joining:
-        short, long = (self.encoder.encode(TextInput(each), truncate=True) for each in TRIALS)
+        short, long = (self.tokens_of(each, truncate=True) for each in self.trials)
         with trial(self.graph):
             self.trial_row = self.forward([short])[0]
             self.forward([long])
@@ -146,15 +134,46 @@ class TextModel(ABC):
         has_mask = any(each.name == "attention_mask" for each in self.graph.inputs)
         if has_mask and self._agree_together([short, long]):
             return "any"
-        other = np.concatenate([long[:1], long[-2:0:-1], long[-1:]])  # as long as `long`
+        reverse = np.concatenate([long.ids[:1], long.ids[-2:0:-1], long.ids[-1:]])
+        other = Tokens(reverse, long.types)  # as long as `long`
         return "equal length" if self._agree_together([long, other]) else "none"
 
-    def _agree_together(self, texts: list[Array]) -> bool:
+    def _agree_together(self, texts: list[Tokens]) -> bool:
         try:
-            alone = np.concatenate([self.forward([text]) for text in texts])
-            return rows_agree(alone, self.forward(texts))
+            alone = [self.numbers_of([text])[0] for text in texts]
+            return all(map(rows_agree, alone, self.numbers_of(texts)))
         except WherryError:  # free rows in the declaration, fixed inside
             return False
+
+
+class TextModel(TextReader):
+    """One row of numbers a text."""
+
+    def prepare(self, item: Any) -> Prepared:
+        """Tokenise; safe in many threads."""
+        tokens = self.tokens_of(item, truncate=self.options.truncate)
+        length = self.fixed_tokens or len(tokens.ids)
+        group = length if self.joining == "equal length" else ()
+        return Prepared(tokens, length=length, group=group)
+
+    def answer(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
+        """One run for the whole batch, padded to its longest text."""
+        texts: list[Tokens] = [prepared.payload for prepared in batch]
+        rows = self.finish(self.forward(texts))
+        if not np.isfinite(rows).all():
+            raise ModelFailed("the model answered with numbers that are not finite")
+        return [
+            self.output_of(row, Usage(input_tokens=len(text.ids), rows=1))
+            for text, row in zip(texts, rows, strict=True)
+        ]
+
+    @abstractmethod
+    def finish(self, rows: Array) -> Array:
+        """Rows as they are answered."""
+
+    @abstractmethod
+    def output_of(self, row: Array, usage: Usage) -> TaskOutput:
+        """One answer."""
 
 
 class EmbeddingModel(TextModel):
@@ -208,12 +227,7 @@ class TextClassifier(TextModel):
 
     def pool(self, found: Array, mask: Array) -> Array:
         """Logits are one row a text already."""
-        if found.ndim != 2:
-            raise FormatNotAllowed(
-                f"output {self.output.name!r} has {found.ndim} dimensions, not 2",
-                hint="name another with the option 'output'",
-            )
-        return found
+        return check_logits(found, self.output.name)
 
     def finish(self, rows: Array) -> Array:
         """Scores of the labels."""
@@ -222,6 +236,16 @@ class TextClassifier(TextModel):
     def output_of(self, row: Array, usage: Usage) -> TaskOutput:
         """One score a label."""
         return self.head.output_of(row, usage)
+
+
+def check_logits(found: Array, name: str) -> Array:
+    """One row a text, or `FormatNotAllowed`."""
+    if found.ndim != 2:
+        raise FormatNotAllowed(
+            f"output {name!r} has {found.ndim} dimensions, not 2",
+            hint="name another with the option 'output'",
+        )
+    return found
 
 
 def check_text_inputs(graph: Graph) -> int:
