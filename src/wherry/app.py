@@ -499,6 +499,7 @@ class GatewayProcess:
         self._app = Doors(rows, self._authenticator, hosts, self._settler.limit_headers)
 
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
+        from wherry.doors.hub import HubDoor
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.openai import OpenAIDoor
         from wherry.doors.operations import OperationsDoor
@@ -507,7 +508,8 @@ class GatewayProcess:
 
         settings = self._settings
         folder = settings.folder
-        registry = Registry(self._database, LocalBlobs(folder / "blobs"), folder)
+        blobs = LocalBlobs(folder / "blobs")
+        registry = Registry(self._database, blobs, folder)
         budget = MemoryBudget(settings.memory_limit_mib)
         platform = self._platform = PlatformDoor(
             settings=settings,
@@ -528,6 +530,7 @@ class GatewayProcess:
             InferenceDoor(self._gateway, self._uplink),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
+            HubDoor(registry, blobs),
         ]
         return [row for door in doors for row in door.rows()]
 

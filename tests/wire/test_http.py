@@ -332,7 +332,7 @@ def make_key(live: LiveServer, **fields: Any) -> httpx.Client:
     return httpx.Client(base_url=live.url, headers=headers, timeout=30)
 
 
-@pytest.mark.parametrize("scope", ["invoke", "publish", "operate"])
+@pytest.mark.parametrize("scope", ["invoke", "download", "publish", "operate"])
 def test_a_key_reaches_the_rows_of_its_scope_and_no_others(live: LiveServer, scope: str):
     with make_key(live, scopes=[scope]) as caller:
         for method, path, permission in rows_of(live):

@@ -116,8 +116,28 @@ def render_platform(error: WherryError, request_id: str) -> Rendered:
     return status_of(error), encode(body), retry_headers(error)
 
 
+_HUB_CODE = {"model": "RepoNotFound", "revision": "RevisionNotFound", "path": "EntryNotFound"}
+"""Part of the path that names nothing → what the Hub's clients make an exception of."""
+HUB_BAD_KEY = "Invalid credentials in Authorization header"
+"""By these words they tell a wrong key from a repository that one may not see."""
+
+
+def render_hub(error: WherryError, request_id: str) -> Rendered:
+    """`{"error": "text"}`; clients read the headers `X-Error-Code` and `X-Error-Message`."""
+    status = status_of(error)
+    headers = retry_headers(error)
+    headers["x-error-message"] = HUB_BAD_KEY if status == 401 else error.text
+    if status == 404 and error.param in _HUB_CODE:
+        headers["x-error-code"] = _HUB_CODE[error.param]
+    elif status == 403:  # of any other the client says that the network is down
+        headers["x-error-code"] = "GatedRepo"
+    return status, encode({"error": error.text}), headers
+
+
 def renderer_of_path(path: str) -> Renderer:
     """The shape for paths that match no row."""
+    if path.startswith(("/api/models", "/api/whoami-v2")) or "/resolve/" in path:
+        return render_hub
     if path.startswith("/v1"):
         return render_openai
     if path.startswith("/v2"):

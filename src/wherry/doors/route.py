@@ -26,7 +26,7 @@ from wherry.telemetry import get_logger, request_id
 
 log = get_logger("doors")
 
-Permission = Literal["open", "invoke", "publish", "operate", "admin", "any"]
+Permission = Literal["open", "invoke", "download", "publish", "operate", "admin", "any"]
 """`open` needs no key; `any` needs a key with any scope; the others need that scope."""
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
@@ -174,6 +174,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Accepted media types of the body; empty = not checked. An absent one is accepted."""
     status: int = 200
     streams: bool = False
+    stream_type: str = "text/event-stream"
+    """Media type of an answer that streams."""
     direct: Direct | None = None
     """Set where the handler only hands the body on; such rows have a fast lane."""
 
