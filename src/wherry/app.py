@@ -499,6 +499,7 @@ class GatewayProcess:
         self._app = Doors(rows, self._authenticator, hosts, self._settler.limit_headers)
 
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
+        from wherry.doors.anthropic import AnthropicDoor
         from wherry.doors.hub import HubDoor
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.openai import OpenAIDoor
@@ -527,6 +528,7 @@ class GatewayProcess:
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
+            AnthropicDoor(self._gateway),
             InferenceDoor(self._gateway, self._uplink),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import msgspec
 
@@ -95,6 +95,40 @@ def openai_error(error: WherryError, status: int) -> dict[str, str | None]:
     return {"message": error.text, "type": kind, "param": error.param, "code": code}
 
 
+_ANTHROPIC_TYPE = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+ANTHROPIC_HEADER = "anthropic-version"
+"""What Anthropic's clients always send, and no others."""
+
+
+def render_anthropic(error: WherryError, request_id: str) -> Rendered:
+    """`{"type": "error", "error": {type, message}, "request_id"}`, and the id as they look for it."""
+    status = 529 if isinstance(error, errors.Overloaded) else status_of(error)
+    # the SDKs repeat a 409; a mistake of the client stays one
+    if status in (409, 422):
+        status = 400
+    headers = retry_headers(error) | {"request-id": request_id}
+    return status, encode(anthropic_error(error, status, request_id)), headers
+
+
+def anthropic_error(error: WherryError, status: int, request_id: str) -> dict[str, object]:
+    """The error object itself, also for the last event of a stream."""
+    kind = _ANTHROPIC_TYPE.get(status, "invalid_request_error" if status < 500 else "api_error")
+    text = f"{error.param}: {error.text}" if error.param else error.text
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": text},
+        "request_id": request_id,
+    }
+
+
 def render_inference(error: WherryError, request_id: str) -> Rendered:
     """`{"error": "text"}`: Open Inference clients read nothing else."""
     status = status_of(error)
@@ -134,8 +168,10 @@ def render_hub(error: WherryError, request_id: str) -> Rendered:
     return status, encode({"error": error.text}), headers
 
 
-def renderer_of_path(path: str) -> Renderer:
+def renderer_of(path: str, headers: Container[str]) -> Renderer:
     """The shape for paths that match no row."""
+    if path.startswith("/v1/messages") or (path.startswith("/v1") and ANTHROPIC_HEADER in headers):
+        return render_anthropic
     if path.startswith(("/api/models", "/api/whoami-v2")) or "/resolve/" in path:
         return render_hub
     if path.startswith("/v1"):

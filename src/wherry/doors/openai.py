@@ -7,18 +7,17 @@ from typing import Any, Literal
 import msgspec
 
 from wherry import errors
+from wherry.doors.envelope import BYTES_PER_TOKEN, read_envelope
 from wherry.doors.errors import encode, openai_error, render_openai, status_of
 from wherry.doors.invoke import invoke
 from wherry.doors.route import Inquiry, Response, Row, json_response
-from wherry.gateway.admit import find_deployment
+from wherry.gateway.admit import callable_deployments, find_deployment
 from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute
 
 JSON = ("application/json", "text/json", "application/x-www-form-urlencoded+json")
 DEFAULT_TOKENS = 512
 """Reserved for an answer whose request names no maximum."""
-BYTES_PER_TOKEN = 3
-"""A cautious guess: a limit on tokens reserves body bytes divided by this for the prompt."""
 
 
 class Envelope(msgspec.Struct):
@@ -53,7 +52,7 @@ class ModelList(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-decode_envelope = msgspec.json.Decoder(Envelope).decode
+envelope_decoder = msgspec.json.Decoder(Envelope)
 
 
 class OpenAIDoor:
@@ -102,10 +101,8 @@ class OpenAIDoor:
 
     async def models(self, inquiry: Inquiry) -> Response:
         """Every deployment of the key's team that it may call."""
-        principal = inquiry.principal
-        deployments = self._gateway.routes.of_team(principal.team_id)
-        found = [_model(each) for each in deployments if principal.can_call(each.name)]
-        return json_response(ModelList(found))
+        found = callable_deployments(self._gateway.routes, inquiry.principal)
+        return json_response(ModelList([_model(each) for each in found]))
 
     async def model(self, inquiry: Inquiry) -> Response:
         """One deployment, 404 if there is none."""
@@ -127,7 +124,7 @@ class OpenAIDoor:
 
     async def _invoke(self, inquiry: Inquiry, codec: str) -> Response:
         body = await inquiry.body()
-        envelope = read_envelope(body)
+        envelope = read_envelope(body, envelope_decoder)
         return await invoke(
             self._gateway,
             inquiry,
@@ -139,20 +136,6 @@ class OpenAIDoor:
             tokens_bound=envelope.tokens_bound(len(body)),
             error_event=_error_event,
         )
-
-
-def read_envelope(body: bytes) -> Envelope:
-    """Model, stream and token bounds; `InvalidInput` names the wrong field."""
-    try:
-        return decode_envelope(body)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        param = text.rpartition("`$.")[2].rstrip("`") if "`$." in text else None
-        if "missing required field `model`" in text:
-            param = "model"
-        raise errors.InvalidInput(text, param=param) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.InvalidInput(f"the body is not valid JSON: {error}") from error
 
 
 def _error_event(error: errors.WherryError) -> bytes:

@@ -22,7 +22,8 @@ ERROR_STATUSES = {
 
 
 def describe_rows(rows: list[Row]) -> dict[str, Any]:
-    """The whole document."""
+    """The whole document; of a path that protocols share, what its owner serves."""
+    rows = [row for row in rows if not row.with_header]
     types = {
         each
         for row in rows

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from wherry import errors
 from wherry.accounts.keys import Principal
-from wherry.doors.errors import Renderer, renderer_of_path
+from wherry.doors.errors import Renderer, renderer_of
 from wherry.gateway.authenticate import Authenticator
 from wherry.telemetry import get_logger, request_id
 
@@ -178,6 +178,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Media type of an answer that streams."""
     direct: Direct | None = None
     """Set where the handler only hands the body on; such rows have a fast lane."""
+    with_header: str = ""
+    """For a path that another door owns: a header field that only this protocol's clients send, in
+    lower case. Requests that have it come here, all others to the owner's row."""
 
 
 class Doors:
@@ -203,12 +206,19 @@ class Doors:
         self._hosts = LOOPBACK_NAMES | {host.lower() for host in allowed_hosts}
         self._any_host = "*" in allowed_hosts
         by_path: dict[str, dict[str, Row]] = {}
+        guests: dict[str, dict[bytes, dict[str, Row]]] = {}
         for row in rows:
-            by_path.setdefault(row.path, {})[row.method] = row
+            if row.with_header:
+                of_path = guests.setdefault(row.path, {})
+                of_path.setdefault(row.with_header.encode(), {})[row.method] = row
+            else:
+                by_path.setdefault(row.path, {})[row.method] = row
         self._methods_of = by_path
         self._routes = [
-            Route(path, endpoint=_Endpoint(self, methods)) for path, methods in by_path.items()
+            Route(path, endpoint=_Endpoint(self, methods, guests.pop(path, {})))
+            for path, methods in by_path.items()
         ]
+        assert not guests, f"nobody owns {list(guests)}"
         self._app = Starlette(routes=self._routes)
         self._app.router.redirect_slashes = False
         self._app.router.default = self._not_found
@@ -233,11 +243,13 @@ class Doors:
         error: errors.WherryError = errors.NotFound(
             f"no endpoint {scope['method']} {scope['path'][:200]!r}", hint="GET /docs lists them"
         )
+        headers: dict[str, str] = {}
         try:
-            self.check_host(_read_headers(scope).get("host", ""))
+            headers = _read_headers(scope)
+            self.check_host(headers.get("host", ""))
         except errors.WherryError as refusal:
             error = refusal
-        render = renderer_of_path(scope["path"])
+        render = renderer_of(scope["path"], headers)
         await _send_error(send, inquiry, render, error)
 
     async def serve(
@@ -313,14 +325,34 @@ class Doors:
 
 
 class _Endpoint:
-    """One path: an ASGI application, so that Starlette adds nothing around it."""
+    """One path: an ASGI application, so that Starlette adds nothing around it.
 
-    def __init__(self, doors: Doors, methods: Mapping[str, Row]) -> None:
+    Args:
+        doors: serve a request by its row.
+        methods: rows of the path's owner.
+        guests: rows of others, by the header field that leads to them.
+    """
+
+    def __init__(
+        self,
+        doors: Doors,
+        methods: Mapping[str, Row],
+        guests: Mapping[bytes, Mapping[str, Row]],
+    ) -> None:
         self._doors = doors
         self._methods = methods
+        self._guests = guests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._doors.serve(self._methods, scope, receive, send)
+        methods = self._choose(scope) if self._guests else self._methods
+        await self._doors.serve(methods, scope, receive, send)
+
+    def _choose(self, scope: Scope) -> Mapping[str, Row]:
+        """The rows of who speaks; the owner's for methods that a guest does not have."""
+        for name, _ in scope["headers"]:
+            if name in self._guests:
+                return {**self._methods, **self._guests[name]}
+        return self._methods
 
 
 # ------------------------------------------------------------------------------ checks

@@ -61,6 +61,12 @@ def find_deployment(routes: Routes, principal: Principal, name: str) -> tuple[De
     return found, version
 
 
+def callable_deployments(routes: Routes, principal: Principal) -> list[DeploymentRoute]:
+    """The deployments of the key's team that it may call, by name."""
+    deployments = routes.of_team(principal.team_id)
+    return [each for each in deployments if principal.can_call(each.name)]
+
+
 class DeploymentLoad:
     """Requests of one deployment that one gateway has in flight."""
 

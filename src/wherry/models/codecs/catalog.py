@@ -10,6 +10,8 @@ from wherry.models.codecs.codec import Codec
 
 BUILT_IN: dict[str, str] = {
     "inference": "wherry.models.codecs.inference:INFERENCE",
+    "anthropic.messages": "wherry.models.codecs.anthropic_messages:ANTHROPIC_MESSAGES",
+    "anthropic.count_tokens": "wherry.models.codecs.anthropic_messages:ANTHROPIC_COUNT",
     "predict": "wherry.models.codecs.predict:PREDICT",
     "openai.chat": "wherry.models.codecs.openai_chat:OPENAI_CHAT",
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",

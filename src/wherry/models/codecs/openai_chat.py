@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from wherry.errors import InvalidInput
+from wherry.models.codecs.chat_tools import check_tool_choice, check_tools
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
 from wherry.models.codecs.openai_common import (
     DONE,
@@ -392,33 +393,27 @@ def _read_content(message: WireMessage, place: str) -> str | list[Part]:
 
 
 def _read_tools(request: ChatRequest) -> list[Tool]:
-    tools: dict[str, Tool] = {}
-    for index, each in enumerate(request.tools or []):
-        function = each.function
-        if function.name in tools:
-            raise InvalidInput(f"two tools are named {function.name!r}", param=f"tools[{index}]")
-        check_json_size(function.parameters, f"tools[{index}].function.parameters")
-        tools[function.name] = Tool(
-            name=function.name,
-            description=function.description or "",
-            parameters=function.parameters or {},
-            strict=bool(function.strict),
+    tools = [
+        Tool(
+            name=each.function.name,
+            description=each.function.description or "",
+            parameters=each.function.parameters or {},
+            strict=bool(each.function.strict),
         )
-    return list(tools.values())
+        for each in request.tools or []
+    ]
+    check_tools(tools, "function.parameters")
+    return tools
 
 
 def _read_tool_choice(request: ChatRequest, tools: list[Tool]) -> ToolChoice:
     choice = request.tool_choice
     if isinstance(choice, NamedTool):
-        if choice.function.name not in {tool.name for tool in tools}:
-            raise InvalidInput(
-                f"tool_choice names {choice.function.name!r}, which is not among the tools",
-                param="tool_choice",
-            )
-        return ToolChoice("named", choice.function.name)
-    if choice == "required" and not tools:
-        raise InvalidInput("tool_choice 'required' needs tools", param="tool_choice")
-    return ToolChoice(choice or "auto")
+        found = ToolChoice("named", choice.function.name)
+    else:
+        found = ToolChoice(choice or "auto")
+    check_tool_choice(found, tools)
+    return found
 
 
 def _read_top_logprobs(request: ChatRequest) -> int | None:

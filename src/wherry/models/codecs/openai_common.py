@@ -12,7 +12,6 @@ from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Call
 from wherry.models.tasks.generation import (
     MAX_LOGIT_BIASES,
-    MAX_STOPS,
     MAX_TOKEN_ID,
     Penalty,
     Sampling,
@@ -24,6 +23,7 @@ from wherry.models.tasks.generation import (
 from wherry.models.tasks.task import TaskConfig, Usage
 
 MAX_CHOICES = 8
+MAX_STOPS = 4
 LEAST_LOGPROB = -9999.0
 """What OpenAI writes for "impossible": JSON has no infinity."""
 

@@ -28,7 +28,7 @@ MAX_TEXTS = 128
 """Most texts of one tensor: each is a generation of its own."""
 MAX_PARTS = 256
 MAX_TOOLS = 128
-MAX_STOPS = 4
+MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
@@ -116,6 +116,8 @@ class Sampling(msgspec.Struct):
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKEN_ID)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)] | None = None
+    """Only so many of the likeliest tokens may be chosen; 0 = all."""
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[list[StopText], Meta(max_length=MAX_STOPS)] = []
     frequency_penalty: Penalty | None = None
@@ -138,6 +140,11 @@ class ChatInput(msgspec.Struct, tag="chat"):
     json_format: JsonFormat | None = None
     charge_prompt: bool = True
     """False for the second and later answers to one prompt: the prompt is charged once."""
+    continue_last: bool = False
+    """The last message is the assistant's and unfinished: the answer is what follows it."""
+    count_only: bool = False
+    """No answer is wanted, only the prompt's length: one delta that has `input_tokens`, and no
+    usage."""
 
 
 class CompletionInput(msgspec.Struct, tag="completion"):
@@ -191,6 +198,11 @@ class TextDelta(TaskOutput):
     logprobs: list[TokenLogprob] = msgspec.field(default_factory=list[TokenLogprob])
     tool_calls: list[ToolCallDelta] = msgspec.field(default_factory=list[ToolCallDelta])
     finish_reason: FinishReason | None = None
+    stop_text: str = ""
+    """Which of `Sampling.stop` ended the answer, where the runtime knows; it is not in `text`."""
+    input_tokens: int = 0
+    """In the first delta: tokens of the prompt, where they are known before the answer. Nothing is
+    charged by this, `usage` says what is."""
 
 
 class Generation(TaskOutput):
@@ -200,6 +212,9 @@ class Generation(TaskOutput):
     tool_calls: list[ToolCall] = msgspec.field(default_factory=list[ToolCall])
     finish_reason: FinishReason = "stop"
     logprobs: list[TokenLogprob] | None = None
+    stop_text: str = ""
+    input_tokens: int = 0
+    """As the deltas said it; 0 if they did not."""
 
 
 # ------------------------------------------------------------------------------ the task
@@ -311,10 +326,13 @@ class TextGeneration:
         usage = Usage()
         logprobs: list[TokenLogprob] = []
         finish_reason: FinishReason = "cancelled"  # a stream that did not finish was cut
+        stop_text, input_tokens = "", 0
         for delta in deltas:
             usage += delta.usage
             logprobs += delta.logprobs
             finish_reason = delta.finish_reason or finish_reason
+            stop_text = delta.stop_text or stop_text
+            input_tokens = delta.input_tokens or input_tokens
             for piece in delta.tool_calls:
                 _extend_call(calls, piece)
         return Generation(
@@ -322,6 +340,8 @@ class TextGeneration:
             tool_calls=[calls[index] for index in sorted(calls)],
             finish_reason=finish_reason,
             logprobs=logprobs or None,
+            stop_text=stop_text,
+            input_tokens=input_tokens,
             usage=usage,
         )
 
@@ -334,6 +354,23 @@ def cap_tokens(requested: int | None, config: TaskConfig, deployment_cap: int = 
     bundle_cap = config.options.get("max_tokens")
     caps = [requested, bundle_cap if isinstance(bundle_cap, int) else None, deployment_cap]
     return min((cap for cap in caps if cap), default=None)
+
+
+def expect_whole_answer(item: GenerationInput) -> None:
+    """Refuse what a runtime cannot do that only answers conversations: count, or go on in one."""
+    if not isinstance(item, ChatInput):
+        return
+    if item.count_only:
+        raise InvalidInput(
+            "this model cannot count the tokens of a prompt",
+            hint="the usage of an answer tells them",
+        )
+    if item.continue_last:
+        raise InvalidInput(
+            "this model cannot go on in the middle of an answer",
+            hint="end the conversation with a message of the user",
+            param="messages",
+        )
 
 
 def check_json_size(value: Any, what: str) -> None:

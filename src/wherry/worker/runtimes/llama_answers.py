@@ -104,6 +104,12 @@ class ChunkUsage(msgspec.Struct):
     completion_tokens: int = 0
 
 
+class ChunkDetails(msgspec.Struct):
+    """`__verbose` of the chunk that ends an answer, of which the rest repeats the request."""
+
+    stopping_word: str = ""
+
+
 class Chunk(msgspec.Struct):
     """What llama.cpp hands to the callback."""
 
@@ -112,6 +118,7 @@ class Chunk(msgspec.Struct):
     timings: Timings | None = None
     prompt_progress: PromptProgress | None = None
     usage: ChunkUsage | None = None
+    details: ChunkDetails | None = msgspec.field(default=None, name="__verbose")
 
 
 chunk_decoder = msgspec.json.Decoder(Chunk)
@@ -124,7 +131,9 @@ class LlamaAnswer:
         self._request = request
         self._prompt_tokens = 0
         self._output_tokens = 0
+        self._length_of_prompt = 0
         self._finish_reason: str | None = None
+        self._stop_text = ""
         self._called_natively = False
         self._prefix = JsonPrefix()
         self._written: list[str] = []
@@ -138,6 +147,8 @@ class LlamaAnswer:
             return None
         choice = chunk.choices[0]
         self._finish_reason = choice.finish_reason or self._finish_reason
+        if chunk.details is not None:
+            self._take_stop_text(chunk.details.stopping_word)
         text = choice.delta.content or choice.text
         if text and self._request.schema is not None:
             self._check_piece(text)
@@ -147,11 +158,17 @@ class LlamaAnswer:
             delta.tool_calls += [_tool_call_delta(each) for each in choice.delta.tool_calls]
         if self._request.top_logprobs is not None and choice.logprobs is not None:
             delta.logprobs = _logprobs_of(choice.logprobs, self._request.top_logprobs)
-        return delta if delta.text or delta.tool_calls or delta.logprobs else None
+        if not (delta.text or delta.tool_calls or delta.logprobs):
+            return None
+        self._tell_length(delta)
+        return delta
 
     def finish(self, *, cancelled: bool) -> TextDelta:
         """The last delta: what was held back, why it ended, what it cost."""
         delta = self._request.reader.finish()
+        self._tell_length(delta)
+        if self._request.count_only:
+            return self._finish_count(delta, cancelled=cancelled)
         delta.usage = Usage(
             input_tokens=self._prompt_tokens if self._request.charge_prompt else 0,
             output_tokens=self._output_tokens,
@@ -163,11 +180,29 @@ class LlamaAnswer:
             delta.finish_reason = "cancelled"
             return delta
         delta.finish_reason = self._reason()
+        delta.stop_text = self._stop_text
         if delta.finish_reason != "length" and not self._request.body.get("stop"):
             self._check_whole()
         return delta
 
+    def _finish_count(self, delta: TextDelta, *, cancelled: bool) -> TextDelta:
+        if not delta.input_tokens and not cancelled:
+            raise ModelFailed("llama.cpp did not tell the length of the prompt")
+        delta.finish_reason = "cancelled" if cancelled else "stop"
+        return delta
+
+    def _take_stop_text(self, word: str) -> None:
+        """Only if the request asked for it: chat templates bring stop texts of their own."""
+        if word in self._request.body.get("stop", ()):
+            self._stop_text = word
+
+    def _tell_length(self, delta: TextDelta) -> None:
+        """The first delta says how long the prompt is: `_length_of_prompt` is 0 from then on."""
+        delta.input_tokens, self._length_of_prompt = self._length_of_prompt, 0
+
     def _count(self, chunk: Chunk) -> None:
+        if chunk.prompt_progress is not None:
+            self._length_of_prompt = chunk.prompt_progress.total
         if chunk.usage is not None:
             self._prompt_tokens = chunk.usage.prompt_tokens
             self._output_tokens = chunk.usage.completion_tokens

@@ -173,7 +173,8 @@ class LlamaCppRuntime:
             except msgspec.DecodeError as error:  # raising here would end the call without a word
                 generating.emit(ModelFailed(f"llama.cpp sent what we cannot read: {error}"))
                 return True
-            return generating.must_stop() or self._closing.is_set()
+            is_counted = generating.request.count_only  # the first chunk says the prompt's length
+            return is_counted or generating.must_stop() or self._closing.is_set()
 
         return receive
 

@@ -65,6 +65,8 @@ class LlamaRequest(msgspec.Struct):
     """What the answer must conform to; guarded."""
     top_logprobs: int | None = None
     charge_prompt: bool = True
+    count_only: bool = False
+    """End as soon as the length of the prompt is known."""
     echo: str | list[int] = ""
     """Text, or tokens, to give back before the answer."""
 
@@ -109,11 +111,25 @@ def _build_chat(item: ChatInput, facts: LlamaFacts, neutralise: Neutraliser) -> 
     elif item.json_format is not None:
         schema = guard_schema(item.json_format.schema, strict=item.json_format.strict)
     body["messages"] = render_messages(item, facts.abilities, neutralise)
+    if item.continue_last:
+        _refuse_call_after_text(item)
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
     if schema is not None:
         body |= _constraint(schema, facts)
     if item.sampling.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": max(1, item.sampling.top_logprobs)}
-    return LlamaRequest(body, is_chat=True, reader=reader, schema=schema)
+    return LlamaRequest(
+        body, is_chat=True, reader=reader, schema=schema, count_only=item.count_only
+    )
+
+
+def _refuse_call_after_text(item: ChatInput) -> None:
+    if forced_tools(item) or item.json_format is not None:
+        raise InvalidInput(
+            "an answer that has begun cannot be continued with a forced call or a schema",
+            hint="end the conversation with a message of the user",
+            param="messages",
+        )
 
 
 def _auto_reader(
@@ -157,8 +173,10 @@ def _sampling_body(sampling: Sampling, facts: LlamaFacts) -> dict[str, Any]:
         "max_tokens": min(sampling.max_tokens or facts.context_tokens, facts.context_tokens),
         "temperature": facts.temperature if sampling.temperature is None else sampling.temperature,
         "top_p": facts.top_p if sampling.top_p is None else sampling.top_p,
+        "top_k": sampling.top_k,
         "seed": None if sampling.seed is None else sampling.seed % RANDOM_SEED,
         "stop": sampling.stop or None,
+        "verbose": True if sampling.stop else None,  # else nothing tells which of them it was
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,

@@ -48,7 +48,7 @@ from msgspec import Meta
 from wherry.errors import InvalidInput, MissingExtra, ModelFailed, WherryError
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.catalog import find_task
-from wherry.models.tasks.generation import FinishReason, TextDelta
+from wherry.models.tasks.generation import FinishReason, TextDelta, expect_whole_answer
 from wherry.models.tasks.task import TaskInput, TaskOutput, Usage
 from wherry.models.tasks.tensor import count_rows, rows_usage
 from wherry.worker.runtimes.python_items import find_adapter
@@ -151,6 +151,7 @@ class PythonStreamRuntime:
         self, item: TaskInput, cancelled: Event, tenant: str
     ) -> AsyncIterator[TextDelta]:
         """Pieces of one answer, then one with the finish reason and the usage."""
+        expect_whole_answer(item)
         loop = asyncio.get_running_loop()
         limit: int | None = item.sampling.max_tokens
         usage = Usage()

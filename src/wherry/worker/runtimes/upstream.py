@@ -28,7 +28,7 @@ from wherry.errors import (
     WherryError,
 )
 from wherry.models.bundle import Bundle
-from wherry.models.tasks.generation import GenerationInput, TextDelta
+from wherry.models.tasks.generation import GenerationInput, TextDelta, expect_whole_answer
 from wherry.worker.runtimes.upstream_messages import (
     DeltaReader,
     UpstreamChunk,
@@ -61,6 +61,8 @@ class UpstreamOptions(msgspec.Struct, frozen=True):
     """Ask for token counts; false for servers that refuse `stream_options`: then we count."""
     max_tokens_field: str = "max_tokens"
     """Some servers want `max_completion_tokens`."""
+    takes_top_k: bool = False
+    """The server knows `top_k` (vLLM, llama.cpp); it is left out for others."""
 
 
 class UpstreamRuntime:
@@ -101,6 +103,7 @@ class UpstreamRuntime:
         """Deltas as the server sends them; the connection is closed when cancelled."""
         del tenant  # the server behind knows one client: us
         options = self._require_options()
+        expect_whole_answer(item)
         reader = DeltaReader(item)
         chunks: asyncio.Queue[UpstreamChunk | Exception | None] = asyncio.Queue(MAX_WAITING_CHUNKS)
         asking = asyncio.create_task(self._ask(options, item, chunks))

@@ -45,6 +45,11 @@ class RequestOptions(Protocol):
         """The name of the token limit."""
         ...
 
+    @property
+    def takes_top_k(self) -> bool:
+        """Whether `top_k` is understood; OpenAI's own API refuses it."""
+        ...
+
 
 def encode_request(item: GenerationInput, options: RequestOptions) -> tuple[str, dict[str, Any]]:
     """Path and body that ask for an item's answer, as a stream."""
@@ -62,6 +67,7 @@ def _sampling_body(sampling: Sampling, options: RequestOptions) -> dict[str, Any
         options.max_tokens_field: sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k if options.takes_top_k else None,
         "seed": sampling.seed,
         "stop": sampling.stop or None,
         "frequency_penalty": sampling.frequency_penalty,
@@ -192,6 +198,8 @@ class ChunkChoice(msgspec.Struct):
     text: str | None = None
     logprobs: ChunkLogprobs | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    """Of vLLM: the stop text that was found."""
 
 
 class ChunkError(msgspec.Struct):
@@ -231,6 +239,7 @@ class DeltaReader:
         self._counted_tokens = 0
         self._usage: ChunkUsage | None = None
         self._finish_reason: FinishReason | None = None
+        self._stop_text = ""
 
     def read(self, chunk: UpstreamChunk) -> TextDelta | None:
         """The delta of a chunk, if it has one."""
@@ -240,6 +249,8 @@ class DeltaReader:
         choice = chunk.choices[0]
         if choice.finish_reason is not None:
             self._finish_reason = _finish_of(choice.finish_reason)
+        if choice.stop_reason in self._item.sampling.stop:
+            self._stop_text = str(choice.stop_reason)
         words = choice.delta or ChunkDelta()
         delta = TextDelta(
             text=words.content or words.refusal or choice.text or "",
@@ -271,6 +282,7 @@ class DeltaReader:
         )
         return TextDelta(
             finish_reason=self._finish_reason or "cancelled",
+            stop_text=self._stop_text,
             usage=Usage(
                 input_tokens=max(0, usage.prompt_tokens) if self._item.charge_prompt else 0,
                 output_tokens=max(0, usage.completion_tokens),

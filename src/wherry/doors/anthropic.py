@@ -1,0 +1,214 @@
+"""Anthropic's API: messages, token counts, models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+
+from wherry import errors
+from wherry.doors.envelope import BYTES_PER_TOKEN, read_envelope
+from wherry.doors.errors import (
+    ANTHROPIC_HEADER,
+    anthropic_error,
+    encode,
+    render_anthropic,
+)
+from wherry.doors.invoke import invoke
+from wherry.doors.route import Inquiry, Response, Row, json_response
+from wherry.gateway.admit import callable_deployments, find_deployment
+from wherry.gateway.predict import Gateway
+from wherry.gateway.route import DeploymentRoute
+
+DEFAULT_PAGE, MAX_PAGE = 20, 1000
+"""Models of one page, as the protocol has it."""
+REQUEST_ID = "request-id"
+"""Where Anthropic's clients look for what is `x-request-id` elsewhere."""
+
+
+class Envelope(msgspec.Struct):
+    """The few fields that the gateway reads of any body; the worker reads the rest."""
+
+    model: str
+    stream: bool | None = None
+    max_tokens: int | None = None
+
+    def tokens_bound(self, size: int) -> int:
+        """Most tokens the message can cost."""
+        return max(0, self.max_tokens or 0) + size // BYTES_PER_TOKEN
+
+
+class Model(msgspec.Struct):
+    """An entry of `GET /v1/models`, for Anthropic's clients."""
+
+    id: str
+    created_at: str
+    """RFC 3339."""
+    display_name: str
+    lifecycle: Literal["active"] = "active"
+    type: Literal["model"] = "model"
+
+
+class ModelPage(msgspec.Struct):
+    """What `GET /v1/models` answers to Anthropic's clients."""
+
+    data: list[Model]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+envelope_decoder = msgspec.json.Decoder(Envelope)
+
+
+class AnthropicDoor:
+    """Rows of the API."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def rows(self) -> list[Row]:
+        """The table."""
+        return [
+            self._get("/v1/models", self.models, "Deployments this key may call", ModelPage),
+            self._get("/v1/models/{name:path}", self.model, "One deployment", Model),
+            self._post("/v1/messages", self.messages, "The next message, streaming or not"),
+            self._post("/v1/messages/count_tokens", self.count, "Tokens of a prompt, not charged"),
+        ]
+
+    def _get(self, path: str, handler: Any, summary: str, answer: Any) -> Row:
+        return Row(
+            method="GET",
+            path=path,
+            permission="any",
+            handler=handler,
+            summary=f"{summary} (with the header `{ANTHROPIC_HEADER}`)",
+            render=render_anthropic,
+            answer=answer,
+            tag="anthropic",
+            with_header=ANTHROPIC_HEADER,
+        )
+
+    def _post(self, path: str, handler: Any, summary: str) -> Row:
+        return Row(
+            method="POST",
+            path=path,
+            permission="invoke",
+            handler=handler,
+            summary=summary,
+            render=render_anthropic,
+            request=dict,
+            answer=dict,
+            tag="anthropic",
+            body_limit=self._gateway.settings.max_body_bytes,
+            content_types=("application/json",),
+            streams=path.endswith("messages"),
+        )
+
+    async def messages(self, inquiry: Inquiry) -> Response:
+        """The next message of a conversation."""
+        body = await inquiry.body()
+        envelope = read_envelope(body, envelope_decoder)
+        response = await invoke(
+            self._gateway,
+            inquiry,
+            door="anthropic",
+            deployment=envelope.model,
+            codec="anthropic.messages",
+            body=body,
+            stream=bool(envelope.stream),
+            tokens_bound=envelope.tokens_bound(len(body)),
+            error_event=partial(_error_event, inquiry.id),
+        )
+        return _with_request_id(response, inquiry)
+
+    async def count(self, inquiry: Inquiry) -> Response:
+        """The length of a prompt, by the model's own tokenizer and template."""
+        body = await inquiry.body()
+        envelope = read_envelope(body, envelope_decoder)
+        response = await invoke(
+            self._gateway,
+            inquiry,
+            door="anthropic",
+            deployment=envelope.model,
+            codec="anthropic.count_tokens",
+            body=body,
+        )
+        return _with_request_id(response, inquiry)
+
+    async def models(self, inquiry: Inquiry) -> Response:
+        """A page of the deployments that the key may call, the newest first."""
+        deployments = callable_deployments(self._gateway.routes, inquiry.principal)
+        deployments.sort(key=lambda each: (-each.created_at, each.name))
+        page = _cut_page([_model(each) for each in deployments], inquiry.query)
+        return _with_request_id(json_response(page), inquiry)
+
+    async def model(self, inquiry: Inquiry) -> Response:
+        """One deployment, 404 if there is none."""
+        name = inquiry.params["name"]
+        deployment, _ = find_deployment(self._gateway.routes, inquiry.principal, name)
+        return _with_request_id(json_response(_model(deployment, name)), inquiry)
+
+
+def _model(deployment: DeploymentRoute, name: str = "") -> Model:
+    created_at = datetime.fromtimestamp(int(deployment.created_at), UTC)
+    return Model(
+        id=name or deployment.name,
+        created_at=created_at.isoformat().replace("+00:00", "Z"),
+        display_name=deployment.name,
+    )
+
+
+def _cut_page(models: Sequence[Model], query: dict[str, str]) -> ModelPage:
+    """The models just after `after_id` or just before `before_id`; the first ones without either."""
+    limit = _read_limit(query.get("limit", str(DEFAULT_PAGE)))
+    start, end = 0, len(models)
+    if "after_id" in query and "before_id" in query:
+        raise errors.InvalidInput(
+            "after_id and before_id exclude each other", hint="send one", param="before_id"
+        )
+    if "after_id" in query:
+        start = _find_index(models, "after_id", query) + 1
+    if "before_id" in query:
+        end = _find_index(models, "before_id", query)
+        start = max(0, end - limit)
+    page = list(models[start : min(end, start + limit)])
+    return ModelPage(
+        data=page,
+        has_more=start > 0 if "before_id" in query else start + len(page) < end,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+    )
+
+
+def _read_limit(text: str) -> int:
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+    if not 1 <= limit <= MAX_PAGE:
+        raise errors.InvalidInput(f"limit must be 1 to {MAX_PAGE}", param="limit")
+    return limit
+
+
+def _find_index(models: Sequence[Model], field: str, query: dict[str, str]) -> int:
+    for index, model in enumerate(models):
+        if model.id == query[field]:
+            return index
+    raise errors.InvalidInput(
+        f"no model {query[field][:200]!r} is in the list", hint="begin anew", param=field
+    )
+
+
+def _with_request_id(response: Response, inquiry: Inquiry) -> Response:
+    if response.fields:
+        response.fields.append((REQUEST_ID.encode(), inquiry.id.encode("latin-1")))
+    else:
+        response.headers[REQUEST_ID] = inquiry.id
+    return response
+
+
+def _error_event(request_id: str, error: errors.WherryError) -> bytes:
+    """After the first byte there is no status: the SDKs raise on an event `error`."""
+    status, _, _ = render_anthropic(error, request_id)
+    return b"event: error\ndata: %b\n\n" % encode(anthropic_error(error, status, request_id))
