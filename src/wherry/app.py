@@ -502,6 +502,7 @@ class GatewayProcess:
         from wherry.doors.anthropic import AnthropicDoor
         from wherry.doors.hub import HubDoor
         from wherry.doors.inference import InferenceDoor
+        from wherry.doors.ollama import OllamaDoor
         from wherry.doors.openai import OpenAIDoor
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
@@ -530,6 +531,7 @@ class GatewayProcess:
             OpenAIDoor(self._gateway),
             AnthropicDoor(self._gateway),
             InferenceDoor(self._gateway, self._uplink),
+            OllamaDoor(self._gateway, registry),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
             HubDoor(registry, blobs),

@@ -304,9 +304,7 @@ def test_a_streamed_call_comes_in_pieces_of_json(claude: Any):
 
 
 def test_a_call_that_was_cut_off_says_so(claude: Any):
-    message = ask(
-        claude, ASK_WEATHER, tools=[WEATHER], tool_choice={"type": "any"}, max_tokens=14
-    )
+    message = ask(claude, ASK_WEATHER, tools=[WEATHER], tool_choice={"type": "any"}, max_tokens=14)
     assert message.stop_reason == "max_tokens"
     assert [each.input for each in message.content if each.type == "tool_use"] == [{}]
 
@@ -536,7 +534,12 @@ def test_models_come_in_pages_forwards_and_backwards(claude: Any):
 
 @pytest.mark.parametrize(
     "query",
-    [{"limit": 0}, {"limit": 1001}, {"after_id": "nobody"}, {"after_id": "chat", "before_id": "iris"}],
+    [
+        {"limit": 0},
+        {"limit": 1001},
+        {"after_id": "nobody"},
+        {"after_id": "chat", "before_id": "iris"},
+    ],
 )
 def test_a_page_that_cannot_be_is_refused(claude: Any, query: Any):
     with pytest.raises(anthropic.BadRequestError) as refused:

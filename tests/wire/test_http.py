@@ -20,7 +20,15 @@ from tests.wire.probe import (
     workers,
 )
 
-OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/docs/{file}"}
+OPEN_PATHS = {
+    "/",
+    "/livez",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/docs",
+    "/docs/{file}",
+}
 FLOWER = b'{"inputs":[{"name":"input","datatype":"FP32","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}'
 FINAL_STATUS = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) ")
 

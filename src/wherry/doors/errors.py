@@ -150,6 +150,20 @@ def render_platform(error: WherryError, request_id: str) -> Rendered:
     return status_of(error), encode(body), retry_headers(error)
 
 
+def render_ollama(error: WherryError, request_id: str) -> Rendered:
+    """`{"error": "text"}`; tools look for "not found" in it before they pull."""
+    status = status_of(error)
+    # clients take any other refusal of a request for a fault of the server
+    status = 400 if status in (409, 422) else status
+    return status, encode({"error": ollama_error(error)}), retry_headers(error)
+
+
+def ollama_error(error: WherryError) -> str:
+    """The text itself, also for the last line of a stream."""
+    is_absent = isinstance(error, errors.ModelNotFound)
+    return f"model not found: {error.text}" if is_absent else error.text
+
+
 _HUB_CODE = {"model": "RepoNotFound", "revision": "RevisionNotFound", "path": "EntryNotFound"}
 """Part of the path that names nothing → what the Hub's clients make an exception of."""
 HUB_BAD_KEY = "Invalid credentials in Authorization header"
@@ -174,6 +188,8 @@ def renderer_of(path: str, headers: Container[str]) -> Renderer:
         return render_anthropic
     if path.startswith(("/api/models", "/api/whoami-v2")) or "/resolve/" in path:
         return render_hub
+    if path.startswith("/api/"):
+        return render_ollama
     if path.startswith("/v1"):
         return render_openai
     if path.startswith("/v2"):

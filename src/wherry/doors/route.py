@@ -40,7 +40,7 @@ Field = tuple[bytes, bytes]
 class Response(msgspec.Struct):
     """What a handler answers; `body` may be a stream of finished pieces."""
 
-    body: bytes | bytearray | memoryview | AsyncIterator[bytes | memoryview] = b""
+    body: bytes | bytearray | memoryview | AsyncIterator[bytes | bytearray | memoryview] = b""
     status: int = 200
     content_type: str = "application/json"
     headers: dict[str, str] = {}
