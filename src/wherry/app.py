@@ -502,6 +502,8 @@ class GatewayProcess:
         from wherry.doors.anthropic import AnthropicDoor
         from wherry.doors.hub import HubDoor
         from wherry.doors.inference import InferenceDoor
+        from wherry.doors.kserve_v1 import KserveV1Door
+        from wherry.doors.mlflow import MlflowDoor
         from wherry.doors.ollama import OllamaDoor
         from wherry.doors.openai import OpenAIDoor
         from wherry.doors.operations import OperationsDoor
@@ -528,9 +530,11 @@ class GatewayProcess:
         doors = [
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
+            KserveV1Door(self._gateway),  # before OpenAI's, whose /v1/models/{name} matches it
             OpenAIDoor(self._gateway),
             AnthropicDoor(self._gateway),
             InferenceDoor(self._gateway, self._uplink),
+            MlflowDoor(self._gateway),
             OllamaDoor(self._gateway, registry),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,

@@ -150,6 +150,25 @@ def render_platform(error: WherryError, request_id: str) -> Rendered:
     return status_of(error), encode(body), retry_headers(error)
 
 
+_MLFLOW_CODE = {
+    400: "INVALID_PARAMETER_VALUE",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    413: "INVALID_PARAMETER_VALUE",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+
+
+def render_mlflow(error: WherryError, request_id: str) -> Rendered:
+    """`{"error_code", "message"}`, the code among those that MLflow knows."""
+    status = status_of(error)
+    status = 400 if status in (409, 422) else status
+    code = _MLFLOW_CODE.get(status, "INTERNAL_ERROR")
+    return status, encode({"error_code": code, "message": error.text}), retry_headers(error)
+
+
 def render_ollama(error: WherryError, request_id: str) -> Rendered:
     """`{"error": "text"}`; tools look for "not found" in it before they pull."""
     status = status_of(error)
@@ -188,6 +207,10 @@ def renderer_of(path: str, headers: Container[str]) -> Renderer:
         return render_anthropic
     if path.startswith(("/api/models", "/api/whoami-v2")) or "/resolve/" in path:
         return render_hub
+    if path.startswith(("/mlflow/", "/invocations", "/ping", "/version")):
+        return render_mlflow
+    if path.startswith("/v1/models/") and path.endswith(":predict"):
+        return render_inference
     if path.startswith("/api/"):
         return render_ollama
     if path.startswith("/v1"):

@@ -212,7 +212,9 @@ class Doors:
                 of_path = guests.setdefault(row.path, {})
                 of_path.setdefault(row.with_header.encode(), {})[row.method] = row
             else:
-                by_path.setdefault(row.path, {})[row.method] = row
+                of_owner = by_path.setdefault(row.path, {})
+                assert row.method not in of_owner, f"two rows serve {row.method} {row.path}"
+                of_owner[row.method] = row
         self._methods_of = by_path
         self._routes = [
             Route(path, endpoint=_Endpoint(self, methods, guests.pop(path, {})))

@@ -13,6 +13,8 @@ BUILT_IN: dict[str, str] = {
     "anthropic.messages": "wherry.models.codecs.anthropic_messages:ANTHROPIC_MESSAGES",
     "anthropic.count_tokens": "wherry.models.codecs.anthropic_messages:ANTHROPIC_COUNT",
     "predict": "wherry.models.codecs.predict:PREDICT",
+    "kserve_v1": "wherry.models.codecs.kserve_v1:KSERVE_V1",
+    "mlflow": "wherry.models.codecs.mlflow:MLFLOW",
     "ollama.chat": "wherry.models.codecs.ollama_chat:OLLAMA_CHAT",
     "ollama.embed": "wherry.models.codecs.ollama_embed:OLLAMA_EMBED",
     "ollama.embeddings": "wherry.models.codecs.ollama_embed:OLLAMA_EMBEDDINGS",

@@ -6,7 +6,6 @@ bytes under the key `image`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import msgspec
 
 from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
+from wherry.models.codecs.plain_json import has_bad_number
 from wherry.models.tasks.task import Task, TaskConfig
 
 
@@ -59,15 +59,4 @@ def is_picture(call: Call, task: Task, config: TaskConfig) -> bool:
         return True
     if kind.startswith("image/"):
         raise InvalidInput(f"the model does {task.name} and takes no pictures", hint="send JSON")
-    return False
-
-
-def has_bad_number(value: Any) -> bool:
-    """Whether a plain answer holds NaN or infinity."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(has_bad_number(each) for each in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(has_bad_number(each) for each in value)
     return False
