@@ -331,6 +331,13 @@ def test_to_call_a_model_is_not_to_have_it(server: LiveServer, tree: str, tmp_pa
         assert refused.value.response.status_code == 403
 
 
+def test_a_key_for_one_deployment_reads_no_files(server: LiveServer, tree: str, tmp_path: Path):
+    token = make_key(server, scopes=["download", "invoke"], deployments=["something"])
+    api = hub.HfApi(endpoint=server.url, token=token)
+    with pytest.raises(hub_errors.GatedRepoError, match="some deployments"):
+        api.hf_hub_download(tree, "config.json", cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize("path", ["../x", "a/../config.json", "%2e%2e/x", "a%00b", "//etc/passwd"])
 def test_a_path_is_only_ever_a_name_of_a_file_of_the_version(
     server: LiveServer, tree: str, path: str

@@ -182,6 +182,7 @@ class HubDoor:
 
     async def file(self, inquiry: Inquiry) -> Response:
         """A file's bytes, or for HEAD what clients want to know of them first."""
+        _refuse_restricted(inquiry.principal)
         found = await self._find(inquiry)
         path = inquiry.params["path"]
         file = next((each for each in found.files if each.path == path), None)
@@ -243,6 +244,15 @@ def _row(method: str, path: str, permission: Permission, handler: Handler, summa
         streams=permission == "download",
         stream_type="application/octet-stream",
     )
+
+
+def _refuse_restricted(principal: Principal) -> None:
+    """A key for some deployments must not read what all others are made of."""
+    if principal.deployments is not None:
+        raise errors.NotPermitted(
+            "this key is for some deployments, and models' files are the whole team's",
+            hint="ask an admin for a key with scope 'download' that names no deployments",
+        )
 
 
 def _model_of(inquiry: Inquiry) -> str:
