@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -12,6 +14,8 @@ import pytest
 from pydantic import BaseModel
 from tests.conftest import LiveServer
 from tests.wire.probe import wait_until_idle, worker_of
+
+from wherry import Client
 
 ollama = pytest.importorskip("ollama", reason="pip install ollama")
 
@@ -155,19 +159,70 @@ def test_a_schema_is_held(client: Any):
     assert free.response.lstrip().startswith("{")  # so small a model may not come to the end
 
 
-def test_a_tool_is_called_with_arguments_as_an_object(client: Any):
-    """So small a model calls it only if the story has begun so."""
-    ask = [{"role": "user", "content": "Use the tool get_weather for the city Paris."}]
-    options = {"temperature": 0, "num_predict": 60}
-    answer = client.chat("chat", ask, tools=[get_weather], options=options)
-    parts = list(client.chat("chat", ask, tools=[get_weather], options=options, stream=True))
+class CallingModel(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server whose model calls a tool; one of our size does not by itself."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        (tool,) = asked["tools"]
+        called = {"name": tool["function"]["name"], "arguments": ""}
+        first = {"index": 0, "id": "call_9", "type": "function", "function": called}
+        pieces = [
+            {"index": 0, "function": {"arguments": each}} for each in ('{"city": "Pa', 'ris"}')
+        ]
+        deltas = [{"role": "assistant", "content": "Let me see."}]
+        deltas += [{"tool_calls": [each]} for each in (first, *pieces)]
+        choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+        chunks: list[Any] = [{"id": "1", "choices": [choice]} for choice in choices]
+        usage = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+        chunks.append({"id": "1", "choices": [], "usage": usage})
+        lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+        body = "".join([*lines, "data: [DONE]\n\n"]).encode()
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test's output clean."""
+
+
+@pytest.fixture(scope="module")
+def calling(live: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A deployment of that model."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), CallingModel)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    folder = tmp_path_factory.mktemp("calling")
+    (folder / "wherry.toml").write_text(
+        'task = "text-generation"\nruntime = "upstream"\n[options]\nmodel = "any"\n'
+        f'base_url = "http://127.0.0.1:{server.server_port}/v1"\n'
+    )
+    with Client(live.url, live.key) as wherry:
+        wherry.models.import_model(folder, name="calling")
+        wherry.deployments.deploy("calling")
+        wherry.deployments.wait("calling", timeout=60)
+        yield "calling"
+        wherry.deployments.remove("calling")
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_tool_is_called_whole_with_arguments_as_an_object(client: Any, calling: str):
+    ask = [{"role": "user", "content": "What is the weather in Paris?"}]
+    answer = client.chat(calling, ask, tools=[get_weather])
+    parts = list(client.chat(calling, ask, tools=[get_weather], stream=True))
     streamed = [call for part in parts for call in part.message.tool_calls or []]
-    assert [call.function for call in streamed] == [
-        call.function for call in answer.message.tool_calls or []
-    ]
-    for call in streamed:
+    for (call,) in (streamed, answer.message.tool_calls):
         assert call.function.name == "get_weather"
-        assert isinstance(call.function.arguments["city"], str)
+        assert call.function.arguments == {"city": "Paris"}
+    assert "".join(part.message.content for part in parts) == answer.message.content
+    for end in (answer, parts[-1]):
+        assert (end.done_reason, end.prompt_eval_count, end.eval_count) == ("stop", 7, 9)
 
 
 def test_a_tools_answer_belongs_to_its_call(client: Any):
@@ -265,7 +320,8 @@ def test_vectors_of_another_length_are_refused(client: Any):
 
 def test_deployments_are_listed_shown_and_running(client: Any):
     listed = {each.model: each for each in client.list().models}
-    assert set(listed) == {"chat:latest", "embeddings:latest"}
+    assert {"chat:latest", "embeddings:latest"} <= set(listed)
+    assert "iris:latest" not in listed  # no question of Ollama's is one for it
     chat = listed["chat:latest"]
     assert chat.size > 50_000_000
     assert len(chat.digest) == 64
