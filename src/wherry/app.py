@@ -583,7 +583,11 @@ class GatewayProcess:
 
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
         from wherry.doors.anthropic import AnthropicDoor
+        from wherry.doors.hub import HubDoor
         from wherry.doors.inference import InferenceDoor
+        from wherry.doors.kserve_v1 import KserveV1Door
+        from wherry.doors.mlflow import MlflowDoor
+        from wherry.doors.ollama import OllamaDoor
         from wherry.doors.openai import OpenAIDoor
         from wherry.doors.openai_background import BackgroundRuns
         from wherry.doors.openai_batches import OpenAIBatchesDoor
@@ -597,7 +601,8 @@ class GatewayProcess:
 
         settings = self._settings
         folder = settings.folder
-        registry = Registry(self._database, LocalBlobs(folder / "blobs"), folder)
+        blobs = LocalBlobs(folder / "blobs")
+        registry = Registry(self._database, blobs, folder)
         budget = MemoryBudget(settings.memory_limit_mib)
         platform = self._platform = PlatformDoor(
             settings=settings,
@@ -617,6 +622,7 @@ class GatewayProcess:
         doors = [
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
+            KserveV1Door(self._gateway),  # before OpenAI's, whose /v1/models/{name} matches it
             OpenAIDoor(self._gateway),
             OpenAIResponsesDoor(self._gateway, store, self._runs),
             AnthropicDoor(self._gateway),
@@ -628,8 +634,11 @@ class GatewayProcess:
                 self._uplink.nudge,
                 lambda method, path: self._app.find_row(method, path)[0],
             ),
+            MlflowDoor(self._gateway),
+            OllamaDoor(self._gateway, registry),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
+            HubDoor(registry, blobs),
         ]
         return [row for door in doors for row in door.rows()]
 

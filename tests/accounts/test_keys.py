@@ -192,7 +192,7 @@ def test_a_key_can_grant_what_it_has(database: Database, keys: Keys) -> None:
 
 
 def test_admin_includes_every_scope_and_others_include_none(admin: Principal) -> None:
-    assert admin.scopes == ALL_SCOPES == {"invoke", "publish", "operate", "admin"}
+    assert admin.scopes == ALL_SCOPES == {"invoke", "download", "publish", "operate", "admin"}
     operator = make_principal(scopes=frozenset({"operate"}))
     operator.require("operate")
     for scope in ("invoke", "publish", "admin"):

@@ -414,7 +414,7 @@ def test_the_overview_tells_who_you_are_and_what_is_wrong(
 ) -> None:
     overview = server.http.get(P + "/overview").json()
     assert overview["team"] == "default"
-    assert overview["scopes"] == ["admin", "invoke", "operate", "publish"]
+    assert overview["scopes"] == ["admin", "download", "invoke", "operate", "publish"]
     assert deployment in [each["name"] for each in overview["deployments"]]
     assert 0 < overview["memory_used_mib"] < overview["memory_limit_mib"]
     assert "allow_code" in [each["subject"] for each in overview["problems"]]
@@ -525,7 +525,7 @@ def test_every_row_needs_its_scope(server: LiveServer, deployment: str) -> None:
         ("POST", "/keys", {"admin"}),
         ("DELETE", "/keys/key_none", {"admin"}),
     ]
-    for scope in ("invoke", "publish", "operate"):
+    for scope in ("invoke", "download", "publish", "operate"):
         with client_of(server, make_key(server, scopes=[scope])["secret"]) as http:
             for method, path, needed in rows:
                 status = http.request(method, P + path).status_code

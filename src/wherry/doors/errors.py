@@ -210,6 +210,57 @@ def render_platform(error: WherryError, request_id: str) -> Rendered:
     return status_of(error), encode(body), retry_headers(error)
 
 
+_MLFLOW_CODE = {
+    400: "INVALID_PARAMETER_VALUE",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    413: "INVALID_PARAMETER_VALUE",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+
+
+def render_mlflow(error: WherryError, request_id: str) -> Rendered:
+    """`{"error_code", "message"}`, the code among those that MLflow knows."""
+    status = status_of(error)
+    status = 400 if status in (409, 422) else status
+    code = _MLFLOW_CODE.get(status, "INTERNAL_ERROR")
+    return status, encode({"error_code": code, "message": error.text}), retry_headers(error)
+
+
+def render_ollama(error: WherryError, request_id: str) -> Rendered:
+    """`{"error": "text"}`; tools look for "not found" in it before they pull."""
+    status = status_of(error)
+    # clients take any other refusal of a request for a fault of the server
+    status = 400 if status in (409, 422) else status
+    return status, encode({"error": ollama_error(error)}), retry_headers(error)
+
+
+def ollama_error(error: WherryError) -> str:
+    """The text itself, also for the last line of a stream."""
+    is_absent = isinstance(error, errors.ModelNotFound)
+    return f"model not found: {error.text}" if is_absent else error.text
+
+
+_HUB_CODE = {"model": "RepoNotFound", "revision": "RevisionNotFound", "path": "EntryNotFound"}
+"""Part of the path that names nothing → what the Hub's clients make an exception of."""
+HUB_BAD_KEY = "Invalid credentials in Authorization header"
+"""By these words they tell a wrong key from a repository that one may not see."""
+
+
+def render_hub(error: WherryError, request_id: str) -> Rendered:
+    """`{"error": "text"}`; clients read the headers `X-Error-Code` and `X-Error-Message`."""
+    status = status_of(error)
+    headers = retry_headers(error)
+    headers["x-error-message"] = HUB_BAD_KEY if status == 401 else error.text
+    if status == 404 and error.param in _HUB_CODE:
+        headers["x-error-code"] = _HUB_CODE[error.param]
+    elif status == 403:  # of any other the client says that the network is down
+        headers["x-error-code"] = "GatedRepo"
+    return status, encode({"error": error.text}), headers
+
+
 def renderer_of(path: str, headers: Container[str]) -> Renderer:
     """The shape for paths that match no row."""
     if path.startswith("/v1/messages") or (path.startswith("/v1") and ANTHROPIC_HEADER in headers):
@@ -218,6 +269,14 @@ def renderer_of(path: str, headers: Container[str]) -> Renderer:
         return render_cohere
     if path == "/rerank":
         return render_tei
+    if path.startswith(("/api/models", "/api/whoami-v2")) or "/resolve/" in path:
+        return render_hub
+    if path.startswith(("/mlflow/", "/invocations", "/ping", "/version")):
+        return render_mlflow
+    if path.startswith("/v1/models/") and path.endswith(":predict"):
+        return render_inference
+    if path.startswith("/api/"):
+        return render_ollama
     if path.startswith("/v1"):
         return render_openai
     if path.startswith("/v2"):

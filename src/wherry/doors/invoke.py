@@ -49,6 +49,9 @@ OWN_LINES = b"%bx-request-id: %b\r\ncontent-length: %d\r\n"
 
 ErrorEvent = Callable[[errors.WherryError], bytes]
 """The last event of a stream that fails after it has begun."""
+Piece = bytes | bytearray | memoryview
+Amend = Callable[[Exchange, Piece], Piece]
+"""What a door does to finished pieces of an answer before they leave: it has a clock, codecs none."""
 
 
 async def invoke(
@@ -63,10 +66,15 @@ async def invoke(
     forward: tuple[str, ...] = (),
     stream: bool = False,
     tokens_bound: int = 0,
+    stream_type: str = "text/event-stream",
     error_event: ErrorEvent | None = None,
+    amend: Amend | None = None,
     is_direct: bool = False,
 ) -> Response:
     """Send a request through the gateway and answer with what the worker encoded.
+
+    `stream_type` is the media type of an answer in pieces; `amend` is shown every piece of either
+    kind of answer.
 
     Raises:
         WherryError: it was refused or failed before anything was sent.
@@ -100,8 +108,8 @@ async def invoke(
             watch.stop()
             raise
         return Response(
-            _events(exchange, watch, error_event),
-            content_type="text/event-stream",
+            _events(exchange, watch, error_event, amend),
+            content_type=stream_type,
             headers=stream_headers(gateway, exchange),
         )
     try:
@@ -111,7 +119,9 @@ async def invoke(
         raise
     finally:
         watch.stop()
-    return Response(answer.body, fields=answer_fields(exchange))
+    if amend is not None:
+        exchange.body = amend(exchange, answer.body)
+    return Response(exchange.body, fields=answer_fields(exchange))
 
 
 async def invoke_direct(gateway: Gateway, inquiry: Inquiry, direct: Direct) -> Response:
@@ -188,11 +198,11 @@ def stream_headers(gateway: Gateway, exchange: Exchange) -> dict[str, str]:
 
 
 async def _events(
-    exchange: Exchange, watch: _Watch, error_event: ErrorEvent | None
-) -> AsyncIterator[bytes | memoryview]:
+    exchange: Exchange, watch: _Watch, error_event: ErrorEvent | None, amend: Amend | None
+) -> AsyncIterator[Piece]:
     try:
         async for chunk in exchange.chunks():
-            yield chunk
+            yield chunk if amend is None else amend(exchange, chunk)
     except errors.WherryError as error:
         if error_event is not None and not isinstance(error, errors.Cancelled):
             yield error_event(error)

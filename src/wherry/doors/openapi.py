@@ -85,7 +85,7 @@ def _responses(row: Row, by_type: dict[Any, Any]) -> dict[str, Any]:
     if row.answer is not None:
         answer["content"] = {"application/json": {"schema": _schema(row.answer, by_type)}}
     if row.streams:
-        answer.setdefault("content", {})["text/event-stream"] = {"schema": {"type": "string"}}
+        answer.setdefault("content", {})[row.stream_type] = {"schema": {"type": "string"}}
     responses = {str(row.status): answer}
     if row.permission != "open":
         responses |= {status: {"description": text} for status, text in ERROR_STATUSES.items()}

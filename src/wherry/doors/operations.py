@@ -75,6 +75,9 @@ class OperationsDoor:
     def rows(self) -> list[Row]:
         """The table."""
         return [
+            self._row(
+                "/", "open", self.root, "Whether this is Wherry; browsers are led to the docs"
+            ),
             self._row("/livez", "open", self.livez, "Whether the process answers"),
             self._row("/readyz", "open", self.readyz, "Whether it can serve, and if not, why"),
             self._row("/metrics", "operate", self.metrics, "Prometheus text of all gateways"),
@@ -93,6 +96,12 @@ class OperationsDoor:
             render=render_platform,
             tag="operations",
         )
+
+    async def root(self, inquiry: Inquiry) -> Response:
+        """What KServe's and Ollama's clients look for; people get the docs page."""
+        if "text/html" in inquiry.headers.get("accept", ""):
+            return Response(status=303, headers={"location": "/docs"})
+        return json_response({"name": "wherry", "status": "alive"})
 
     async def livez(self, inquiry: Inquiry) -> Response:
         """The event loop turns."""

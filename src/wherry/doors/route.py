@@ -26,7 +26,7 @@ from wherry.telemetry import get_logger, request_id
 
 log = get_logger("doors")
 
-Permission = Literal["open", "invoke", "publish", "operate", "admin", "any"]
+Permission = Literal["open", "invoke", "download", "publish", "operate", "admin", "any"]
 """`open` needs no key; `any` needs a key with any scope; the others need that scope."""
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
@@ -40,7 +40,7 @@ Field = tuple[bytes, bytes]
 class Response(msgspec.Struct):
     """What a handler answers; `body` may be a stream of finished pieces."""
 
-    body: bytes | bytearray | memoryview | AsyncIterator[bytes | memoryview] = b""
+    body: bytes | bytearray | memoryview | AsyncIterator[bytes | bytearray | memoryview] = b""
     status: int = 200
     content_type: str = "application/json"
     headers: dict[str, str] = {}
@@ -179,6 +179,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     streams: bool = False
     in_batches: bool = True
     """Whether lines of batches may name it, if it needs the scope `invoke`."""
+    stream_type: str = "text/event-stream"
+    """Media type of an answer that streams."""
     direct: Direct | None = None
     """Set where the handler only hands the body on; such rows have a fast lane."""
     with_header: str = ""
@@ -215,7 +217,9 @@ class Doors:
                 of_path = guests.setdefault(row.path, {})
                 of_path.setdefault(row.with_header.encode(), {})[row.method] = row
             else:
-                by_path.setdefault(row.path, {})[row.method] = row
+                of_owner = by_path.setdefault(row.path, {})
+                assert row.method not in of_owner, f"two rows serve {row.method} {row.path}"
+                of_owner[row.method] = row
         self._methods_of = by_path
         self._routes = [
             Route(path, endpoint=_Endpoint(self, methods, guests.pop(path, {})))

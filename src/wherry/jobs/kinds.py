@@ -20,7 +20,7 @@ from wherry.jobs.work import BatchWork, ImportWork, PullWork, RunnerOrder, Train
 from wherry.models.bundle import MANIFEST, encode_manifest
 from wherry.models.registry.catalog import CatalogModel, catalog, fetch_entry
 from wherry.models.registry.registry import Registry
-from wherry.models.sources.catalog import fetch
+from wherry.models.sources.catalog import fetch, pin
 from wherry.models.sources.source import parse_reference
 from wherry.storage.database import Database
 
@@ -89,15 +89,16 @@ def pull(shop: Workshop, work: PullWork) -> dict[str, Any]:
         return pull_entry(shop, work, entry)
     reference = parse_reference(work.source)
     unit = "" if reference.scheme in COUNTING_SCHEMES else "B"
+    source = pin(work.source, shop.cache)
     files = shop.empty_folder("files")
     fetch(
-        work.source,
+        source,
         files,
         cache=shop.cache,
         progress=lambda stage, done, total: shop.tell(stage, done, total, unit),
         sha256=work.sha256 or "",
     )
-    return shop.publish(work.name, files, Wish(task=work.task, source=shown_source(work.source)))
+    return shop.publish(work.name, files, Wish(task=work.task, source=shown_source(source)))
 
 
 def pull_entry(shop: Workshop, work: PullWork, entry: CatalogModel) -> dict[str, Any]:

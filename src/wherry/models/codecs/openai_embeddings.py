@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
+from wherry.models.codecs.embedding_sizes import MAX_DIMENSIONS, check_dimensions, shorten
 from wherry.models.tasks.classification import shortest_floats
 from wherry.models.tasks.task import Task, TaskConfig, Usage
 from wherry.models.tasks.text import (
@@ -24,7 +25,6 @@ from wherry.models.tasks.text import (
 
 MAX_INPUTS = 2048
 """Most texts in one request: OpenAI's own limit."""
-MAX_DIMENSIONS = 1 << 16
 
 
 class EmbeddingsRequest(msgspec.Struct):
@@ -76,7 +76,7 @@ class OpenAIEmbeddings:
         """One item for each text."""
         request: EmbeddingsRequest = decode_json(body, _decoder)
         if request.dimensions is not None:
-            _check_dimensions(request.dimensions, embedding_dimensions(config), config)
+            check_dimensions(request.dimensions, embedding_dimensions(config), config)
         return Decoded(_read_items(request.input, config), request)
 
     def encode(
@@ -126,26 +126,10 @@ def _read_item(given: Any, config: TaskConfig) -> TextInput:
     return TextInput(token_ids=check_token_ids(given, "input"))
 
 
-def _check_dimensions(wanted: int, own: int, config: TaskConfig) -> None:
-    if own == 0 or wanted == own:  # unknown yet: checked again with the first vector
-        return
-    if wanted < own and config.options.get("shortenable") is True:
-        return
-    raise InvalidInput(
-        f"the model's vectors have {own} dimensions, not {wanted}",
-        hint=f"leave 'dimensions' out, or send {own}",
-        param="dimensions",
-    )
-
-
 def _encode_vector(
     vector: np.ndarray, request: EmbeddingsRequest, config: TaskConfig
 ) -> list[float] | str:
-    if request.dimensions is not None:
-        _check_dimensions(request.dimensions, len(vector), config)
-        if request.dimensions < len(vector):
-            vector = vector[: request.dimensions]
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    vector = shorten(vector, request.dimensions, config)
     if request.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return shortest_floats(vector)

@@ -6,7 +6,6 @@ task that takes one gets its bytes under the key `image` or `audio`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import msgspec
 
 from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
+from wherry.models.codecs.plain_json import has_bad_number
 from wherry.models.tasks.questions import Question, question_of
 from wherry.models.tasks.task import Task, TaskConfig, media_of
 
@@ -71,14 +71,3 @@ def file_key(call: Call, task: Task) -> str:
             hint=f"send {NAME_BY_MEDIA.get(media_of(task), 'JSON')}",
         )
     return media
-
-
-def has_bad_number(value: Any) -> bool:
-    """Whether a plain answer holds NaN or infinity."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(has_bad_number(each) for each in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(has_bad_number(each) for each in value)
-    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ CLEANER = "blobs"
 DAY_SECONDS = 86_400
 MAX_MODELS_A_PAGE = 1000
 MODELS_A_LOOK = 20
+DIGEST_START = re.compile(r"[0-9a-f]{7,64}")
+MAX_NUMBER_DIGITS = 9
 
 decode_files = msgspec.json.Decoder(tuple[BundleFile, ...]).decode
 
@@ -47,6 +50,15 @@ class ResolvedVersion(msgspec.Struct, frozen=True):
     load_seconds: float
     environment: str
     """Digest of its Python environment; empty = the server's own."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A version as people see it, and its files."""
+
+    team: str
+    version: schema.Version
+    files: tuple[BundleFile, ...]
+    """By path."""
 
 
 class Registry:
@@ -125,6 +137,25 @@ class Registry:
             load_seconds=row.load_seconds,
             environment=row.environment,
         )
+
+    def snapshot(self, team_id: str, name: str, revision: str = "") -> Snapshot:
+        """What a version consists of.
+
+        Args:
+            team_id: Whose model.
+            name: Of the model.
+            revision: An alias, a number, or the beginning of a digest in hex; empty = the newest.
+
+        Raises:
+            ModelNotFound: no such model of this team (`param` is "model"), or revision of it
+                ("revision").
+        """
+        with self._database.read() as connection:
+            model = _find_model(connection, team_id, name)
+            aliases = store.list_aliases(connection, [model.id])[model.id]
+            row = _find_revision(connection, model, aliases, revision)
+            version = describe_version(model.name, row, aliases)
+            return Snapshot(model.team, version, decode_files(row.files))
 
     # ------------------------------------------------------------------ adding
 
@@ -314,7 +345,9 @@ class Registry:
 def _find_model(connection: Connection, team_id: str, name: str) -> StoredModel:
     row = store.find_model(connection, team_id, name)
     if row is None:
-        raise ModelNotFound(f"no model {name[:80]!r}", hint="`wherry list` lists yours")
+        raise ModelNotFound(
+            f"no model {name[:80]!r}", hint="`wherry list` lists yours", param="model"
+        )
     return row
 
 
@@ -338,11 +371,30 @@ def _find_version(
     return model, row
 
 
+def _find_revision(
+    connection: Connection, model: StoredModel, aliases: dict[str, int], revision: str
+) -> StoredVersion:
+    row: StoredVersion | None = None
+    if not revision:
+        row = store.find_version(connection, model.id)
+    elif revision in aliases:
+        row = store.find_version(connection, model.id, number=aliases[revision])
+    elif revision.isdecimal() and len(revision) <= MAX_NUMBER_DIGITS:
+        row = store.find_version(connection, model.id, number=int(revision))
+    elif DIGEST_START.fullmatch(revision):
+        row = store.find_version(connection, model.id, prefix=f"sha256:{revision}")
+    if row is None:
+        raise _no_version(connection, model, f"revision {revision[:80]!r}")
+    return row
+
+
 def _no_version(connection: Connection, model: StoredModel, what: str) -> ModelNotFound:
     numbers = store.list_numbers(connection, [model.id])[model.id]
     aliases = store.list_aliases(connection, [model.id])[model.id]
     known = ", ".join([*map(str, numbers[-20:]), *list(aliases)[:20]]) or "none"
-    return ModelNotFound(f"model {model.name!r} has no {what}", hint=f"it has: {known}")
+    return ModelNotFound(
+        f"model {model.name!r} has no {what}", hint=f"it has: {known}", param="revision"
+    )
 
 
 def _find_or_add_model(connection: Connection, team_id: str, name: str, task: str) -> StoredModel:

@@ -71,14 +71,21 @@ def insert_version(connection: Connection, blobs: Iterable[str], **values: Any) 
 
 
 def find_version(
-    connection: Connection, model_id: str, *, number: int | None = None, digest: str = ""
+    connection: Connection,
+    model_id: str,
+    *,
+    number: int | None = None,
+    digest: str = "",
+    prefix: str = "",
 ) -> StoredVersion | None:
-    """The version of a number or a digest; the newest if neither is given."""
+    """The version of a number, a digest or a digest's beginning; the newest if none is given."""
     query = select(versions).where(versions.c.model_id == model_id)
     if number is not None:
         query = query.where(versions.c.number == number)
     if digest:
         query = query.where(versions.c.digest == digest)
+    if prefix:
+        query = query.where(versions.c.digest.startswith(prefix, autoescape=True))
     return connection.execute(query.order_by(versions.c.number.desc()).limit(1)).one_or_none()
 
 
