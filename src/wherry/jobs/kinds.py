@@ -16,7 +16,7 @@ from wherry.jobs.work import ImportWork, PullWork, RunnerOrder, TrainWork
 from wherry.models.bundle import MANIFEST, encode_manifest
 from wherry.models.registry.catalog import CatalogModel, catalog, fetch_entry
 from wherry.models.registry.registry import Registry
-from wherry.models.sources.catalog import fetch
+from wherry.models.sources.catalog import fetch, pin
 from wherry.models.sources.source import parse_reference
 
 COUNTING_SCHEMES = frozenset({"hf", "ms"})
@@ -81,15 +81,16 @@ def pull(shop: Workshop, work: PullWork) -> dict[str, Any]:
         return pull_entry(shop, work, entry)
     reference = parse_reference(work.source)
     unit = "" if reference.scheme in COUNTING_SCHEMES else "B"
+    source = pin(work.source, shop.cache)
     files = shop.empty_folder("files")
     fetch(
-        work.source,
+        source,
         files,
         cache=shop.cache,
         progress=lambda stage, done, total: shop.tell(stage, done, total, unit),
         sha256=work.sha256 or "",
     )
-    return shop.publish(work.name, files, Wish(task=work.task, source=shown_source(work.source)))
+    return shop.publish(work.name, files, Wish(task=work.task, source=shown_source(source)))
 
 
 def pull_entry(shop: Workshop, work: PullWork, entry: CatalogModel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import pytest
 
@@ -32,6 +34,32 @@ class PackageIndex:
         self.starts: list[int] = []
         """Offset at which each answer with a file began."""
         self.url = ""
+        self.packages: dict[str, dict[str, str]] = {}
+        """Of the npm registry: files of packages by version."""
+        self.tags = {"latest": "1.0.0"}
+        self.integrity = "sha1-AAAA sha512-{}"
+        self.token = ""
+        """What the npm registry wants to see."""
+
+    def add_package(
+        self, name: str, version: str, members: dict[str, bytes], folder: str = "package"
+    ) -> str:
+        """Publish a version in the npm registry; its file's name."""
+        file_name = f"{name.rpartition('/')[2]}-{version}.tgz"
+        self.files[file_name] = make_tar({f"{folder}/{path}": d for path, d in members.items()})
+        self.packages.setdefault(name, {})[version] = file_name
+        return file_name
+
+    def npm_page(self, package: str) -> bytes:
+        versions = {}
+        for version, name in self.packages[package].items():
+            digest = base64.b64encode(hashlib.sha512(self.files[name]).digest()).decode()
+            dist = {
+                "tarball": f"{self.url}/files/{name}",
+                "integrity": self.integrity.format(digest),
+            }
+            versions[version] = {"name": package, "dist": dist}
+        return json.dumps({"dist-tags": self.tags, "versions": versions}).encode()
 
     def add_wheel(self, name: str, members: dict[str, bytes], tags: str = "py3-none-any") -> None:
         buffer = io.BytesIO()
@@ -83,6 +111,10 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(self.index.status, "text/plain", b"")
         elif self.path == "/simple/demo-model/":
             self.reply(200, *self.index.page())
+        elif self.index.token and self.headers.get("Authorization") != f"Bearer {self.index.token}":
+            self.reply(401, "text/plain", b"")
+        elif (package := unquote(self.path.removeprefix("/npm/"))) in self.index.packages:
+            self.reply(200, "application/json", self.index.npm_page(package))
         elif (name := self.path.removeprefix("/files/")) in self.index.files:
             self.send_file(self.index.lie.get(name, self.index.files[name]))
         else:
@@ -116,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch):
-    """An index that pip, and so the source, is set up to use."""
+    """An index and a registry that pip and npm, and so the sources, are set up to use."""
     index = PackageIndex()
     handler = type("IndexHandler", (Handler,), {"index": index})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -128,6 +160,10 @@ def index(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple")
+    for name in [name for name in os.environ if name.lower().startswith("npm_config_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("npm_config_userconfig", os.devnull)
+    monkeypatch.setenv("npm_config_registry", f"{index.url}/npm")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield index
     server.shutdown()

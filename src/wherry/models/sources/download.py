@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from wherry.errors import InvalidInput, NotFound, Unavailable
 from wherry.models.sources.source import Progress
@@ -29,20 +29,37 @@ LOCK_PAUSE_SECONDS = 0.2
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
-def open_client(certificates: str = "") -> httpx.Client:
-    """A client that follows redirects; `certificates` is a PEM file instead of the usual ones."""
+class Checksum(NamedTuple):
+    """What the bytes of a file must hash to."""
+
+    algorithm: Literal["sha256", "sha512"]
+    value: str
+    """Hex, lower case."""
+
+
+def open_client(
+    certificates: str = "", authorise: Callable[[httpx.Request], httpx.Request] | None = None
+) -> httpx.Client:
+    """A client that follows redirects.
+
+    Args:
+        certificates: a PEM file instead of the usual ones.
+        authorise: adds what a server wants to know of us; not asked again after a redirect.
+    """
     import ssl
 
     import httpx
 
     verify = ssl.create_default_context(cafile=certificates) if certificates else True
-    return httpx.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, verify=verify)
+    return httpx.Client(
+        follow_redirects=True, timeout=TIMEOUT_SECONDS, verify=verify, auth=authorise
+    )
 
 
 def download(
     url: str,
     target: Path,
-    sha256: str,
+    checksum: Checksum,
     *,
     client: Callable[[], httpx.Client],
     progress: Progress,
@@ -50,7 +67,7 @@ def download(
     """Make `target` the file of a URL, continuing what an earlier call left as `target.part`.
 
     Raises:
-        InvalidInput: its bytes are not what `sha256` says; nothing is left.
+        InvalidInput: its bytes are not what `checksum` says; nothing is left.
         NotFound: the server has no such file.
         Unavailable: the network or the server failed; what arrived is kept for the next call.
     """
@@ -61,12 +78,13 @@ def download(
         with explain_full_disk():
             _fetch_all(url, part, client, progress)
         with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = hashlib.file_digest(file, checksum.algorithm).hexdigest()
             os.fsync(file.fileno())  # a finished file is believed without being read again
-        if found != sha256:
+        if found != checksum.value:
             part.unlink()
             raise InvalidInput(
-                f"{target.name!r} has sha256 {found!r}, its index says {sha256!r}",
+                f"{target.name!r} has {checksum.algorithm} {found!r}, "
+                f"its index says {checksum.value!r}",
                 hint="it was damaged on the way, or changed: try again, then ask its publisher",
             )
         part.replace(target)

