@@ -550,6 +550,7 @@ class GatewayProcess:
         from wherry.doors.anthropic import AnthropicDoor
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.openai import OpenAIDoor
+        from wherry.doors.openai_images import OpenAIImagesDoor
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
         from wherry.doors.predict import PredictDoor
@@ -574,6 +575,7 @@ class GatewayProcess:
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
+            OpenAIImagesDoor(self._gateway),
             AnthropicDoor(self._gateway),
             InferenceDoor(self._gateway, self._models),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),

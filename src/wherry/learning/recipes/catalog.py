@@ -13,6 +13,10 @@ BUILT_IN: dict[str, str] = {
     "topics": "wherry.learning.recipes.topics:TOPICS",
     "movies": "wherry.learning.recipes.movies:MOVIES",
     "digits": "wherry.learning.recipes.digits:DIGITS",
+    "digit-pictures": "wherry.learning.recipes.digit_pictures:DIGIT_PICTURES",
+    "efficientnet-lite0": "wherry.learning.recipes.efficientnet_lite:EFFICIENTNET_LITE0",
+    "nanodet": "wherry.learning.recipes.nanodet:NANODET",
+    "selfie": "wherry.learning.recipes.selfie:SELFIE",
 }
 
 

@@ -17,6 +17,7 @@ BUILT_IN: dict[str, str] = {
     "openai.chat": "wherry.models.codecs.openai_chat:OPENAI_CHAT",
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",
     "openai.embeddings": "wherry.models.codecs.openai_embeddings:OPENAI_EMBEDDINGS",
+    "openai.images": "wherry.models.codecs.openai_images:OPENAI_IMAGES",
 }
 
 

@@ -27,6 +27,11 @@ MODEL_BY_TASK: dict[str, str] = {
     "feature-extraction": "texts:EmbeddingModel",
     "text-classification": "texts:TextClassifier",
     "image-classification": "pictures:PictureClassifier",
+    "image-feature-extraction": "dual_encoder:PictureEmbedder",
+    "image-segmentation": "segmentation:SegmentationModel",
+    "object-detection": "detection:DetectionModel",
+    "text-to-image": "generator:PictureGenerator",
+    "zero-shot-image-classification": "dual_encoder:PictureChooser",
     "image-to-text": "ocr:OcrModel",
     "keypoint-detection": "keypoints:KeypointModel",
 }
