@@ -19,7 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
+from wherry.errors import NotFound, Unavailable
+from wherry.learning.recipes.catalog import find_recipe
+from wherry.learning.recipes.recipe import Recipe
+from wherry.models.bundle import MANIFEST, Bundle, Manifest, encode_manifest, open_bundle
+from wherry.models.registry.catalog import find_entry
+from wherry.models.sources.catalog import fetch
+from wherry.models.sources.source import parse_reference
 
 
 def cache_folder() -> Path:
@@ -79,6 +85,63 @@ def extract_member(archive: Path, member: str, target: Path) -> None:
         assert file is not None, f"{member} is not a file"
         with file, target.open("wb") as to:
             shutil.copyfileobj(file, to)
+
+
+def fetch_source(reference: str) -> Path:
+    """The one file that a reference names, with its digest; by our own sources, as recipes get it."""
+    parsed = parse_reference(reference)
+    assert parsed.sha256, "a source of a test names its digest"
+    found = cache_folder() / f"{parsed.sha256[:16]}-{Path(parsed.inner[-1]).name}"
+    if found.is_file():
+        return found
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
+        try:
+            (path,) = fetch(
+                reference, Path(name), cache=cache_folder() / "sources", progress=lambda *_: None
+            )
+        except (NotFound, Unavailable) as error:
+            pytest.skip(f"cannot fetch {reference}: {error.message}")
+        path.replace(found)
+    return found
+
+
+def recipe_sources(recipe: Recipe) -> dict[str, Path]:
+    """What a recipe is made of."""
+    return {name: fetch_source(reference) for name, reference in recipe.sources.items()}
+
+
+def run_recipe(name: str, folder: Path) -> Bundle:
+    """The bundle that a recipe of the catalogue makes with its usual parameters."""
+    recipe = find_recipe(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe.run(recipe.parameters(), recipe_sources(recipe), folder, lambda *_: None)
+    return open_bundle(folder)
+
+
+PHOTO_DIGESTS = {
+    "astronaut": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+    "chelsea": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+    "coffee": "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+    "motorcycle_left": "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+    "page": "341a6f0a61557662b02734a9b6e56ec33a915b2c41886b97509dedf2a43b47a3",
+}
+
+
+def photo(name: str) -> Path:
+    """A picture of scikit-image's: a cat, a cup of coffee, a motorcycle …, as PNG."""
+    return fetch_source(
+        f"pypi:scikit-image==0.26.0!/skimage/data/{name}.png#sha256={PHOTO_DIGESTS[name]}"
+    )
+
+
+def layout_folder(folder: Path) -> Bundle:
+    """The detector of the parts of a page that the catalogue has, as a bundle (7 MB, Apache-2.0)."""
+    entry = find_entry("layout")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in entry.files:
+        shutil.copyfile(fetch_source(f"{file.source}#sha256={file.sha256}"), folder / file.name)
+    (folder / MANIFEST).write_text(encode_manifest(entry.manifest), encoding="utf-8")
+    return open_bundle(folder)
 
 
 def minilm_model() -> Path:

@@ -592,6 +592,7 @@ class GatewayProcess:
         from wherry.doors.openai_background import BackgroundRuns
         from wherry.doors.openai_batches import OpenAIBatchesDoor
         from wherry.doors.openai_files import OpenAIFilesDoor
+        from wherry.doors.openai_images import OpenAIImagesDoor
         from wherry.doors.openai_responses import OpenAIResponsesDoor
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
@@ -625,6 +626,7 @@ class GatewayProcess:
             KserveV1Door(self._gateway),  # before OpenAI's, whose /v1/models/{name} matches it
             OpenAIDoor(self._gateway),
             OpenAIResponsesDoor(self._gateway, store, self._runs),
+            OpenAIImagesDoor(self._gateway),
             AnthropicDoor(self._gateway),
             RerankDoor(self._gateway),
             InferenceDoor(self._gateway, self._models),

@@ -12,15 +12,17 @@ KEPT_BYTES = 64 << 20
 """Free memory at the end of the heap that is kept for what comes next."""
 HEAP_BLOCK_BYTES = 16 << 20
 """Blocks up to this size come from the heap; larger ones are the kernel's, and go back to it."""
+MEDIA_BLOCK_BYTES = 1 << 20
+"""The same where files are decoded: many threads would each keep the largest picture they saw."""
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 """Names of glibc's `mallopt`."""
 
 
-def settle_memory() -> None:
+def settle_memory(*, decodes_files: bool = False) -> None:
     """All that stays for the life of the process is loaded: prepare for what comes and goes."""
     _spare_the_collector()
-    _keep_large_blocks()
+    _keep_large_blocks(MEDIA_BLOCK_BYTES if decodes_files else HEAP_BLOCK_BYTES)
 
 
 def _spare_the_collector() -> None:
@@ -33,7 +35,7 @@ def _spare_the_collector() -> None:
     gc.set_threshold(COLLECTED_OBJECTS, 20, 20)
 
 
-def _keep_large_blocks() -> None:
+def _keep_large_blocks(most_bytes: int) -> None:
     """Let the C library keep the memory of large bodies for the next ones.
 
     It would give each back to the kernel, which then hands out the next one page by page, cleaned:
@@ -43,5 +45,5 @@ def _keep_large_blocks() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none
-        mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES)
+        mallopt(M_MMAP_THRESHOLD, most_bytes)
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

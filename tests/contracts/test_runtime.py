@@ -63,6 +63,9 @@ class Case:
         self.bad = bad
 
 
+MakeCase = Callable[[Path], Case]
+
+
 def make_iris(folder: Path) -> Case:
     pytest.importorskip("skops")
     recipe = find_recipe("iris")
@@ -161,6 +164,17 @@ def make_onnx_tensor(folder: Path) -> Case:
     return Case(open_bundle(folder), good, {"X": [[1.0]]})
 
 
+def make_recipe_case(name: str, bad: dict[str, Any], *good: dict[str, Any]) -> MakeCase:
+    """What a recipe that converts or learns makes."""
+
+    def make(folder: Path) -> Case:
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnx")
+        return Case(real_models.run_recipe(name, folder), list(good), bad)
+
+    return make
+
+
 def make_plugin(folder: Path) -> Case:
     """A package on the path with an entry point, as pip would install it."""
     site = folder / "site"
@@ -181,7 +195,10 @@ def write(folder: Path, manifest: Manifest) -> None:
     (folder / "wherry.toml").write_text(encode_manifest(manifest))
 
 
-BATCH_CASES: dict[str, Callable[[Path], Case]] = {
+GREY: list[list[float]] = [[0.5] * 40] * 30
+DARK: list[list[float]] = [[0.1] * 20] * 50
+
+BATCH_CASES: dict[str, MakeCase] = {
     "sklearn": make_iris,
     "python_class": make_echo,
     "onnx texts": make_minilm,
@@ -191,6 +208,22 @@ BATCH_CASES: dict[str, Callable[[Path], Case]] = {
     "onnx tags": make_tagger,
     "spacy": make_spacy,
     "static_embeddings": make_static,
+    "onnx pictures": make_recipe_case(
+        "efficientnet-lite0", {"image": "!"}, {"image": GREY}, {"image": DARK}
+    ),
+    "onnx boxes": make_recipe_case(
+        "nanodet",
+        {"image": GREY, "threshold": 2},
+        {"image": GREY, "threshold": 0.01},
+        {"image": DARK},
+    ),
+    "onnx masks": make_recipe_case("selfie", {"image": []}, {"image": GREY}, {"image": DARK}),
+    "onnx drawings": make_recipe_case(
+        "digit-pictures",
+        {"prompt": "seven", "steps": 3},
+        {"prompt": "seven", "seed": 1},
+        {"prompt": "nine", "seed": 2},
+    ),
     "plugin": make_plugin,
 }
 
@@ -281,6 +314,7 @@ def assert_alike(left: Any, right: Any) -> None:
         for key in left:
             assert_alike(left[key], right[key])
     elif isinstance(left, list) and any(isinstance(each, dict) for each in left):
+        assert len(left) == len(right)
         for one, other in zip(left, right, strict=True):
             assert_alike(one, other)
     elif isinstance(left, (int, float, list)):

@@ -16,14 +16,18 @@ from wherry.models.tasks.face import Face
 from wherry.models.tasks.face_detection import FaceDetection
 from wherry.models.tasks.face_recognition import Comparison, FaceRecognition, KnownFace
 from wherry.models.tasks.generation import Generation
+from wherry.models.tasks.image_fit import Frame
+from wherry.models.tasks.image_segmentation import Segmentation
 from wherry.models.tasks.image_to_text import ImageText, TextLine
 from wherry.models.tasks.keypoint_detection import KeypointDetection, Pose
+from wherry.models.tasks.object_detection import Detection
 from wherry.models.tasks.recommendation import Recommendation, Recommended
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput
 from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
 from wherry.models.tasks.tensor import TensorOutput
 from wherry.models.tasks.text import Embedding
 from wherry.models.tasks.text_pair import PairScore
+from wherry.models.tasks.text_to_image import Picture
 from wherry.models.tasks.token_classification import Entities, Entity
 from wherry.models.tasks.zero_shot_classification import Entailment
 
@@ -50,6 +54,7 @@ def pairs(*keys: str) -> dict[str, np.ndarray]:
     return {key: np.array([b"a boat", b"a ship"], dtype=object) for key in keys}
 
 
+PLANES = np.stack([np.eye(2, dtype=np.float32), 1 - np.eye(2, dtype=np.float32)])
 SCORES = [np.array([0.2, 0.8], np.float32), np.array([0.7, 0.3], np.float32)]
 TABLE = Signature(
     (spec("input", "FP32", -1, 2),),
@@ -173,6 +178,49 @@ CASES: dict[str, Case] = {
         TaskConfig(labels=LABELS, options={"image_size": [2, 2], "image_mode": "L"}),
         {"image": [[0.0, 1.0], [1.0, 0.0]]},
         {"image": np.zeros((2, 2, 2), np.float32)},
+        [Classification(labels=LABELS, scores=each) for each in SCORES],
+    ),
+    "image-feature-extraction": Case(
+        TaskConfig(options={"image_size": [2, 2], "image_mode": "L", "dimensions": 2}),
+        {"image": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [Embedding(vector=each) for each in SCORES],
+    ),
+    "image-segmentation": Case(
+        TaskConfig(labels=LABELS, options={"image_size": [2, 2], "image_mode": "L"}),
+        {"image": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [
+            Segmentation(labels=LABELS, probabilities=PLANES, frame=Frame(2.0, 2.0), size=(4, 4)),
+        ]
+        * 2,
+    ),
+    "object-detection": Case(
+        TaskConfig(labels=LABELS, options={"image_size": [2, 2], "image_mode": "L"}),
+        {"image": [[0.0, 1.0], [1.0, 0.0]]},
+        {"image": np.zeros((2, 2, 2), np.float32)},
+        [
+            Detection(
+                labels=LABELS, scores=SCORES[1], boxes=np.ones((2, 4), np.float32), size=(2, 2)
+            ),
+            Detection(
+                labels=(), scores=SCORES[1][:0], boxes=np.ones((0, 4), np.float32), size=(2, 2)
+            ),
+        ],
+    ),
+    "text-to-image": Case(
+        TaskConfig(labels=LABELS),
+        {"prompt": "a calm sea"},
+        texts("a calm sea", "a storm"),
+        [Picture(pixels=np.zeros((2, 3, 1), np.uint8), seed=1, prompt="calm")] * 2,
+    ),
+    "zero-shot-image-classification": Case(
+        TaskConfig(options={"image_size": [2, 2], "image_mode": "L"}),
+        {"image": [[0.0, 1.0], [1.0, 0.0]], "candidate_labels": list(LABELS)},
+        {
+            "image": np.zeros((2, 2, 2), np.float32),
+            "candidate_labels": np.array([b"calm", b"rough"], dtype=object),
+        },
         [Classification(labels=LABELS, scores=each) for each in SCORES],
     ),
 }

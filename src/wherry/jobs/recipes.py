@@ -19,6 +19,8 @@ from wherry.jobs.work import Failed
 from wherry.settings import current_environment
 
 CHECK_SECONDS = 60
+extra_of_package = {"onnx": "convert"}
+"""Packages of recipes that the extra `demo` does not have → the extra that has them."""
 
 
 class Check(msgspec.Struct):
@@ -35,7 +37,8 @@ def load_recipe(path: str) -> Any:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            f"the recipe needs the package {error.name!r}", hint="pip install 'wherry[demo]'"
+            f"the recipe needs the package {error.name!r}",
+            hint=f"pip install 'wherry[{extra_of_package.get(error.name or '', 'demo')}]'",
         ) from error
 
 

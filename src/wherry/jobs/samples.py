@@ -26,13 +26,18 @@ def make_sample(manifest: Manifest) -> dict[str, Any] | None:
         if manifest.runtime == "python_stream":  # its classes mostly expect a conversation
             return {"text": "Hello", "max_tokens": 4}
         return {"prompt": "Hello", "max_tokens": 4}
+    if manifest.task == "text-to-image":
+        return {"prompt": manifest.labels[0] if manifest.labels else "a red square", "seed": 0}
     inputs = find_task(manifest.task).signature(manifest.task_config()).inputs
     if manifest.task.startswith("tabular"):
         return _make_row(manifest, inputs)
     if manifest.task != "tensor" and inputs and all(map(_is_text, inputs)):
         return {spec.name: "hello" for spec in inputs}
     if media_of(find_task(manifest.task)) == "image":
-        return {"image": _grey_png(*_image_size(manifest.options))}
+        sample: dict[str, Any] = {"image": _grey_png(*_image_size(manifest.options))}
+        if any(spec.name == "candidate_labels" for spec in inputs):
+            sample["candidate_labels"] = ["grey", "red"]
+        return sample
     return _make_tensors(manifest.signature.inputs)
 
 

@@ -97,7 +97,7 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
         return report_failure(reports, error)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    settle_memory()
+    settle_memory(decodes_files=worker.reads_files)
     listener = socket.socket(fileno=listen_fd)
     listener.setblocking(False)
     loop.add_reader(listen_fd, lambda: accept_all(listener, worker))

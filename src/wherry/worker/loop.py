@@ -20,7 +20,7 @@ from wherry.models.bundle import CODE_RUNTIMES, Bundle, open_bundle
 from wherry.models.codecs.catalog import find_codec
 from wherry.models.codecs.codec import Codec, Reply
 from wherry.models.tasks.catalog import find_task
-from wherry.models.tasks.task import Signature
+from wherry.models.tasks.task import Signature, is_slow_to_encode, media_of
 from wherry.worker.batcher import Batcher, Waiting
 from wherry.worker.busy import BusyTime
 from wherry.worker.executor import Executor, Pace, run_batch
@@ -37,7 +37,8 @@ from wherry.worker.runtimes.runtime import (
 from wherry.worker.spec import WorkerConfig
 
 INLINE_BYTES = 16 << 10
-"""Larger bodies are decoded and prepared in a thread, so that one does not delay the others."""
+"""Larger bodies are decoded and prepared in a thread, so that one does not delay the others; so are
+all that may hold a file, because a small one may hold much."""
 NUMBER_TASKS = frozenset({"tensor", "tabular-classification", "tabular-regression"})
 """Tasks whose runtimes have nothing to prepare in an array."""
 SLOW_WORDS = (b"BYTES", b"BOOL", b"\\")
@@ -67,6 +68,8 @@ class Worker:
         self.task = find_task(self.bundle.manifest.task)
         self.task_config = self.bundle.manifest.task_config()
         self.found_signature: Signature | None = None
+        self.reads_files = bool(media_of(self.task))
+        self._is_slow_to_encode = is_slow_to_encode(self.task)
         self.runtime: Runtime = create_runtime(self.bundle.manifest.runtime)
         # asked once: an isinstance of a runtime_checkable protocol costs microseconds
         self._batch: BatchRuntime | None = None
@@ -157,7 +160,8 @@ class Worker:
             self.fail(work, Failure(frames.DRAINING, "the worker is stopping"))
             return
         try:
-            is_light = len(body) <= INLINE_BYTES or self._is_light(work.call, body)
+            is_small = len(body) <= INLINE_BYTES and not self.reads_files
+            is_light = is_small or self._is_light(work.call, body)
             items = self._understand(work, body) if is_light else None
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
             self.fail(work, failure_of(error))
@@ -166,7 +170,7 @@ class Worker:
             self._admit(work, items)
             return
 
-        # a large body must not delay the small ones of others
+        # a large body must not delay the small ones of others, nor a picture of many pixels
         def understood(result: asyncio.Future[Any]) -> None:
             self._admit(work, *result.result())
             self._run_soon()
@@ -304,12 +308,34 @@ class Worker:
             closing = work.encoder.end(work.usage)
             self._finish(work, Kind.END, self._outcome(work, Reply(b"")), closing)
             return
-        call = work.call
+        if self._is_slow_to_encode:
+            self._encode_in_thread(work)
+            return
         try:
-            reply = work.codec.encode(work.decoded, work.outputs, call, self.task, self.task_config)
+            reply = self._encode(work)
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
             self.fail(work, failure_of(error))
             return
+        self._reply(work, reply, peers)
+
+    def _encode(self, work: Work) -> Reply:
+        return work.codec.encode(work.decoded, work.outputs, work.call, self.task, self.task_config)
+
+    def _encode_in_thread(self, work: Work) -> None:
+        """Neither this thread nor the model's makes files."""
+
+        def encoded(result: asyncio.Future[Any]) -> None:
+            reply, error = result.result()
+            if error is not None:
+                self.fail(work, failure_of(error))
+            elif not work.finished:
+                self._reply(work, reply)
+
+        future = self.loop.run_in_executor(None, lambda: _attempt(lambda: self._encode(work)))
+        future.add_done_callback(encoded)
+
+    def _reply(self, work: Work, reply: Reply, peers: set[Peer] | None = None) -> None:
+        """Send an answer, or let it wait for the others of its batch."""
         if peers is not None and _is_small(reply):
             queued_us = int((work.started - work.arrived) * 1e6)
             work.peer.gather((work.request_id, work.usage, queued_us, reply.body))
@@ -317,7 +343,7 @@ class Worker:
             self._end(work)
             return
         outcome = self._outcome(work, reply)
-        if call.wants_gist:
+        if work.call.wants_gist:
             outcome.gist = _gist_of(work)
         self._finish(work, Kind.RESULT, outcome, reply.body)
 

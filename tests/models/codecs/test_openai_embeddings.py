@@ -32,7 +32,7 @@ def answer(body: Any, *vectors: np.ndarray, config: TaskConfig = CONFIG) -> dict
 
 def test_the_catalogue_knows_the_codec() -> None:
     assert find_codec("openai.embeddings") is OPENAI_EMBEDDINGS
-    assert OPENAI_EMBEDDINGS.tasks == {"feature-extraction"}
+    assert OPENAI_EMBEDDINGS.tasks == {"feature-extraction", "image-feature-extraction"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ from wherry.models.registry.names import check_name
 from wherry.models.sources.source import parse_reference
 from wherry.storage.blobs import check_sha256
 
+PINNED = {
+    "npm": re.compile(r"@?[^@]+@\d+\.\d+\.\d+"),
+    "pypi": re.compile(r"[^=]+==\d[\w.]*"),
+}
+"""What a place looks like that always means the same release."""
+
 
 @pytest.mark.parametrize("name", catalog())
 def test_every_entry_is_pinned_and_says_what_people_ask(name: str):
@@ -31,8 +38,7 @@ def test_every_entry_is_pinned_and_says_what_people_ask(name: str):
     for file in entry.files:
         check_sha256(file.sha256)
         reference = parse_reference(file.source)
-        assert reference.scheme == "pypi"
-        assert "==" in reference.place
+        assert PINNED[reference.scheme].fullmatch(reference.place)
         assert reference.inner
         assert file.size > 0
     if not entry.recipe:

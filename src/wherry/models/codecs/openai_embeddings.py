@@ -70,7 +70,8 @@ class OpenAIEmbeddings:
     says that its vectors may be cut (Matryoshka models); cut vectors are scaled to length 1.
     """
 
-    tasks = frozenset({"feature-extraction"})
+    tasks = frozenset({"feature-extraction", "image-feature-extraction"})
+    """The second, where the model takes texts, too."""
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """One item for each text."""

@@ -28,6 +28,14 @@ OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Model types whose position ids begin at 2, so that two of their positions are never used."""
 
 
+IMAGE_KINDS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "ForImageClassification": ("image-classification", {"function": "softmax"}),
+    "ForSemanticSegmentation": ("image-segmentation", {"function": "softmax"}),
+    "DetrForObjectDetection": ("object-detection", {"family": "detr", "max_overlap": 1.0}),
+}
+"""Ends of architectures' names → task and options."""
+
+
 class Details(msgspec.Struct, frozen=True):
     """What the configuration adds to a manifest."""
 
@@ -45,10 +53,16 @@ def is_text_model(paths: Sequence[str], model: OnnxModel) -> bool:
 
 
 def is_image_model(folder: Path, paths: Sequence[str]) -> bool:
-    """Whether the configuration is of a classifier of pictures."""
-    return {CONFIG, PREPROCESSOR} <= set(paths) and "ForImageClassification" in _architecture(
-        _read_config(folder, CONFIG)
-    )
+    """Whether the configuration is of a model of pictures that is known here."""
+    if not {CONFIG, PREPROCESSOR} <= set(paths):
+        return False
+    return _find_image_kind(_read_config(folder, CONFIG)) is not None
+
+
+def _find_image_kind(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """Task and options of an architecture."""
+    name = _architecture(config)
+    return next((kind for ending, kind in IMAGE_KINDS.items() if ending in name), None)
 
 
 def describe_text_model(
@@ -94,10 +108,12 @@ def static_options(folder: Path, table: str) -> dict[str, Any]:
 
 
 def describe_image_model(folder: Path) -> tuple[str, Details]:
-    """Task, labels, options and files of a classifier of pictures."""
+    """Task, labels, options and files of a model of pictures; see `is_image_model`."""
     config = _read_config(folder, CONFIG)
     steps = _read_config(folder, PREPROCESSOR)
-    options: dict[str, Any] = {"function": "softmax"}
+    kind = _find_image_kind(config)
+    assert kind is not None
+    task, options = kind[0], dict(kind[1])
     if size := _image_size(steps):
         options["image_size"] = size
     if steps.get("do_rescale", True):
@@ -109,7 +125,7 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
             if values := _numbers(steps.get(key)):
                 options[name] = values
     details = Details(_labels(config), options, (CONFIG, PREPROCESSOR))
-    return "image-classification", details
+    return task, details
 
 
 def _find_text_task(config: Mapping[str, Any], model: OnnxModel) -> str:

@@ -26,6 +26,13 @@ BUILT_IN: dict[str, str] = {
     "keypoint-detection": "wherry.models.tasks.keypoint_detection:KEYPOINT_DETECTION",
     "recommendation": "wherry.models.tasks.recommendation:RECOMMENDATION",
     "image-classification": "wherry.models.tasks.image_classification:IMAGE_CLASSIFICATION",
+    "image-feature-extraction": "wherry.models.tasks.image_feature_extraction:IMAGE_FEATURE_EXTRACTION",
+    "image-segmentation": "wherry.models.tasks.image_segmentation:IMAGE_SEGMENTATION",
+    "object-detection": "wherry.models.tasks.object_detection:OBJECT_DETECTION",
+    "text-to-image": "wherry.models.tasks.text_to_image:TEXT_TO_IMAGE",
+    "zero-shot-image-classification": (
+        "wherry.models.tasks.zero_shot_image_classification:ZERO_SHOT_IMAGE_CLASSIFICATION"
+    ),
 }
 
 

@@ -48,15 +48,19 @@ def _label_count(outputs: Sequence[Classification], config: TaskConfig) -> int:
     return len(outputs[0].labels) if outputs else len(config.labels)
 
 
-def classification_to_plain(output: Classification) -> dict[str, Any]:
-    """The best label, how sure the model is of it, and every score."""
+def classification_to_plain(output: Classification, most: int = 0) -> dict[str, Any]:
+    """The best label, how sure the model is of it, and every score, or the `most` highest."""
     best = output.best
-    label, scores = output.labels[best], shortest_floats(output.scores)
+    labels, scores = output.labels, output.scores
+    if 0 < most < len(labels):
+        order = np.argsort(-scores, kind="stable")[:most]
+        labels, scores, best = tuple(labels[index] for index in order), scores[order], 0
+    shown = shortest_floats(scores)
     return {
-        "prediction": label,
-        "label": label,
-        "confidence": scores[best],
-        "scores": dict(zip(output.labels, scores, strict=True)),
+        "prediction": labels[best],
+        "label": labels[best],
+        "confidence": shown[best],
+        "scores": dict(zip(labels, shown, strict=True)),
     }
 
 

@@ -35,7 +35,7 @@ UNIT_SLACK = 1e-3
 """How far values may leave 0 to 1 and still count as that range: float noise of a resize."""
 
 
-class ImageInput(msgspec.Struct):
+class ImageInput(msgspec.Struct, tag="image"):
     """One picture."""
 
     pixels: np.ndarray

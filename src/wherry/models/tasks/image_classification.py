@@ -34,8 +34,17 @@ class ImageClassification(ImageTask):
         return classifications_to_tensors(outputs, config)
 
     def to_plain(self, output: Classification, config: TaskConfig) -> dict[str, Any]:
-        """`{"prediction", "label", "confidence", "scores": {label: score}}`."""
-        return classification_to_plain(output)
+        """`{"prediction", "label", "confidence", "scores": {label: score}}`.
+
+        Of a model with many labels, as many scores as the bundle's option `top_k` says.
+        """
+        return classification_to_plain(output, _most_scores(config))
 
 
 IMAGE_CLASSIFICATION = ImageClassification()
+
+
+def _most_scores(config: TaskConfig) -> int:
+    """How many scores are shown as the bundle states it; 0 = all."""
+    stated = config.options.get("top_k", 0)
+    return stated if isinstance(stated, int) and stated > 0 else 0

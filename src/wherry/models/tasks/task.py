@@ -88,6 +88,9 @@ class Task(Protocol):
 
     A task whose answers hold texts may have `to_columns` beside `to_tensors`: the same, but for BYTES
     tensors of one dimension, which are lists of `str` as JSON wants them; None if that cannot be.
+
+    A task whose answers are files that must be made first (a PNG) has `is_slow_to_encode` true: the
+    worker then encodes them in another thread.
     """
 
     name: str
@@ -123,3 +126,8 @@ class Task(Protocol):
 def media_of(task: Task) -> str:
     """The kind of file that a task takes: `image`, `audio`, or "" for none."""
     return getattr(task, "media", "")
+
+
+def is_slow_to_encode(task: Task) -> bool:
+    """Whether answers of the task are made in a thread of their own."""
+    return getattr(task, "is_slow_to_encode", False)

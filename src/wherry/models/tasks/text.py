@@ -29,7 +29,7 @@ TEXT_KEYS = ("text", "inputs", "input")
 """What the plain form may call its text; the first is the documented one."""
 
 
-class TextInput(msgspec.Struct):
+class TextInput(msgspec.Struct, tag="text"):
     """One text, as characters or as the model's own token ids: exactly one is set."""
 
     text: str | None = None

@@ -93,6 +93,13 @@ class Pixels:
         numbers = arrange(fitted, self._layout).astype(self._tensor.dtype)
         return np.ascontiguousarray(numbers)
 
+    def size_of(self, numbers: Array) -> tuple[int, int]:
+        """Height and width of a picture that `to_numbers` made."""
+        if self.options.image_size is not None:
+            return self.options.image_size
+        height, width = numbers.shape[1:] if self._layout == "NCHW" else numbers.shape[:2]
+        return height, width
+
     def frame_of(self, item: ImageInput) -> Frame:
         """From the graph's pixels back to the client's."""
         return frame_of(item.size, self.options)

@@ -31,6 +31,11 @@ MODEL_BY_TASK: dict[str, str] = {
     "zero-shot-classification": "pairs:EntailmentModel",
     "token-classification": "tags:TokenTagger",
     "image-classification": "pictures:PictureClassifier",
+    "image-feature-extraction": "dual_encoder:PictureEmbedder",
+    "image-segmentation": "segmentation:SegmentationModel",
+    "object-detection": "detection:DetectionModel",
+    "text-to-image": "generator:PictureGenerator",
+    "zero-shot-image-classification": "dual_encoder:PictureChooser",
     "image-to-text": "ocr:OcrModel",
     "keypoint-detection": "keypoints:KeypointModel",
 }
