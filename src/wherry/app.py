@@ -501,6 +501,7 @@ class GatewayProcess:
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.openai import OpenAIDoor
+        from wherry.doors.openai_audio import OpenAIAudioDoor
         from wherry.doors.operations import OperationsDoor
         from wherry.doors.platform import PlatformDoor
         from wherry.doors.predict import PredictDoor
@@ -525,6 +526,7 @@ class GatewayProcess:
             # rows are matched in this order: the busiest first
             PredictDoor(self._gateway),
             OpenAIDoor(self._gateway),
+            OpenAIAudioDoor(self._gateway),
             InferenceDoor(self._gateway, self._uplink),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,

@@ -265,5 +265,6 @@ def test_every_built_in_runtime_is_named_in_the_suite():
     from wherry.worker.runtimes.catalog import BUILT_IN
 
     covered = {"sklearn", "python_class", "onnx", "llama_cpp"}
-    elsewhere = {"upstream", "python_stream"}  # need a server, a stream: tests/worker/runtimes
+    # need a server, a stream, a sound: tests/worker/runtimes
+    elsewhere = {"upstream", "python_stream", "faster_whisper", "hibari"}
     assert set(BUILT_IN) == covered | elsewhere

@@ -13,6 +13,8 @@ from wherry.frames import Usage
 from wherry.models.tasks.catalog import BUILT_IN, find_task
 from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.generation import Generation
+from wherry.models.tasks.speech_recognition import Segment, Transcription
+from wherry.models.tasks.speech_synthesis import Speech
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput
 from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
 from wherry.models.tasks.tensor import TensorOutput
@@ -80,6 +82,18 @@ CASES: dict[str, Case] = {
         {"text": "hello"},
         texts("hello", "you"),
         [Generation(text="a"), Generation(text="b")],
+    ),
+    "automatic-speech-recognition": Case(
+        TaskConfig(),
+        {"audio": [0.0, 0.5], "sample_rate": 8000},
+        {"audio": np.zeros((2, 160), np.float32)},
+        [Transcription(segments=[Segment(0, 0.0, 1.0, " a")], language="en", duration=1.0)] * 2,
+    ),
+    "text-to-speech": Case(
+        TaskConfig(),
+        {"text": "hello"},
+        texts("hello", "you"),
+        [Speech(samples=np.zeros(size, np.float32), rate=24_000) for size in (2, 3)],
     ),
     "image-classification": Case(
         TaskConfig(labels=LABELS, options={"image_size": [2, 2], "image_mode": "L"}),

@@ -14,6 +14,9 @@ BUILT_IN: dict[str, str] = {
     "openai.chat": "wherry.models.codecs.openai_chat:OPENAI_CHAT",
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",
     "openai.embeddings": "wherry.models.codecs.openai_embeddings:OPENAI_EMBEDDINGS",
+    "openai.speech": "wherry.models.codecs.openai_speech:OPENAI_SPEECH",
+    "openai.transcriptions": "wherry.models.codecs.openai_transcription:OPENAI_TRANSCRIPTIONS",
+    "openai.translations": "wherry.models.codecs.openai_transcription:OPENAI_TRANSLATIONS",
 }
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
-from wherry.models.registry import huggingface, python_code, skops_schema
+from wherry.models.registry import huggingface, python_code, skops_schema, whisper
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
@@ -27,6 +27,8 @@ PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
 SPLIT_GGUF = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 RUNTIME_FORMATS = {
     "onnx": {"onnx"},
+    "faster_whisper": {"ctranslate2"},
+    "hibari": {"onnx"},
     "llama_cpp": {"gguf"},
     "sklearn": {"skops", "pickle"},
 }
@@ -34,7 +36,8 @@ RUNTIME_FORMATS = {
 
 SUPPORTED = (
     "supported: one .onnx, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
-    "model.onnx; model.py with a class Model; or a folder with wherry.toml"
+    "model.onnx; a Whisper folder with model.bin (CTranslate2) and tokenizer.json; model.py with a "
+    "class Model; or a folder with wherry.toml"
 )
 
 
@@ -116,6 +119,12 @@ def _detect_kind(
     if entry is not None:
         return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
     _refuse_stray_code(by_suffix.get(".py", []))
+    if speech := whisper.find_model(folder, by_suffix.get(".bin", [])):
+        return Manifest(
+            wishes.task or "automatic-speech-recognition",
+            "faster_whisper",
+            files=whisper.list_files(folder, paths, speech),
+        )
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
     if gguf := by_suffix.get(".gguf"):

@@ -15,6 +15,8 @@ BUILT_IN: dict[str, str] = {
     "text-classification": "wherry.models.tasks.text:TEXT_CLASSIFICATION",
     "feature-extraction": "wherry.models.tasks.text:FEATURE_EXTRACTION",
     "text-generation": "wherry.models.tasks.generation:TEXT_GENERATION",
+    "automatic-speech-recognition": "wherry.models.tasks.speech_recognition:SPEECH_RECOGNITION",
+    "text-to-speech": "wherry.models.tasks.speech_synthesis:SPEECH_SYNTHESIS",
     "image-classification": "wherry.models.tasks.image_classification:IMAGE_CLASSIFICATION",
 }
 

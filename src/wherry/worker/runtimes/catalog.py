@@ -11,6 +11,8 @@ from wherry.worker.runtimes.runtime import Runtime
 BUILT_IN: dict[str, tuple[str, str]] = {
     "onnx": ("wherry.worker.runtimes.onnx:OnnxRuntime", "onnx"),
     "sklearn": ("wherry.worker.runtimes.sklearn:SklearnRuntime", "sklearn"),
+    "faster_whisper": ("wherry.worker.runtimes.faster_whisper:FasterWhisperRuntime", "whisper"),
+    "hibari": ("wherry.worker.runtimes.hibari:HibariRuntime", "tts"),
     "llama_cpp": ("wherry.worker.runtimes.llama_cpp:LlamaCppRuntime", "llama-cpp"),
     "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
     "python_stream": ("wherry.worker.runtimes.python_class:PythonStreamRuntime", ""),
