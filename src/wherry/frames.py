@@ -106,6 +106,10 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
     output_tokens: Count = 0
     rows: Count = 0
     """Texts, pictures or table rows answered."""
+    characters: Count = 0
+    """Of text that was spoken, translated or the like."""
+    audio_ms: Count = 0
+    """Milliseconds of sound that were listened to."""
 
     def __add__(self, other: Usage) -> Usage:
         """Sum of two usages, unit by unit."""
@@ -113,6 +117,8 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.rows + other.rows,
+            self.characters + other.characters,
+            self.audio_ms + other.audio_ms,
         )
 
 

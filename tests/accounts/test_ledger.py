@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -372,6 +375,8 @@ def used(ledger: Ledger, journal: Path) -> Ledger:
             make_record(3, key_id="key_2", status=500, code="model_failed"),
             make_record(4, at=1_700_000_000.0 + DAY, model="iris"),
             make_record(5, team_id="team_2", input_tokens=999),
+            make_record(6, team_id="team_3", rows=1, audio_ms=1500),
+            make_record(7, team_id="team_3", rows=1, audio_ms=500, characters=40),
         ],
     )
     ledger.ingest()
@@ -405,7 +410,23 @@ def test_usage_covers_both_days_named(used: Ledger) -> None:
 
 def test_usage_of_another_team_is_not_seen(used: Ledger) -> None:
     assert sum(row.input_tokens for row in used.usage("team_1")) == 30
-    assert used.usage("team_3") == []
+    assert used.usage("team_4") == []
+
+
+def test_characters_and_sound_are_summed(used: Ledger) -> None:
+    (row,) = used.usage("team_3", by=())
+    assert (row.rows, row.characters, row.audio_ms) == (2, 40, 2000)
+
+
+def test_a_record_from_before_there_were_characters_is_read(ledger: Ledger, journal: Path) -> None:
+    old = msgspec.structs.astuple(make_record(1, input_tokens=7))[:-2]
+    payload = msgspec.msgpack.encode(old)
+    segment = Segment(journal / "gateway-0")
+    segment.append([struct.pack("<II", len(payload), crc32(payload)) + payload])
+    segment.close()
+    assert ledger.ingest() == 1
+    (row,) = ledger.usage("team_1", by=())
+    assert (row.input_tokens, row.characters, row.audio_ms) == (7, 0, 0)
 
 
 def test_totals_count_from_a_time_on(used: Ledger) -> None:

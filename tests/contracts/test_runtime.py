@@ -366,6 +366,8 @@ def test_every_built_in_runtime_is_named_in_the_suite():
     elsewhere = {
         "upstream",
         "python_stream",
+        "faster_whisper",
+        "hibari",
         "opencv",
         "recommender",
         "tflite",

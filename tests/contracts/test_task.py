@@ -22,6 +22,8 @@ from wherry.models.tasks.image_to_text import ImageText, TextLine
 from wherry.models.tasks.keypoint_detection import KeypointDetection, Pose
 from wherry.models.tasks.object_detection import Detection
 from wherry.models.tasks.recommendation import Recommendation, Recommended
+from wherry.models.tasks.speech_recognition import Segment, Transcription
+from wherry.models.tasks.speech_synthesis import Speech
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput
 from wherry.models.tasks.task import Signature, TaskConfig, TensorSpec, type_by_datatype
 from wherry.models.tasks.tensor import TensorOutput
@@ -173,6 +175,18 @@ CASES: dict[str, Case] = {
             Recommendation(items=[Recommended("a", 2.0), Recommended("b", 1.0)], basis="user"),
             Recommendation(items=[], basis="popularity"),
         ],
+    ),
+    "automatic-speech-recognition": Case(
+        TaskConfig(),
+        {"audio": [0.0, 0.5], "sample_rate": 8000},
+        {"audio": np.zeros((2, 160), np.float32)},
+        [Transcription(segments=[Segment(0, 0.0, 1.0, " a")], language="en", duration=1.0)] * 2,
+    ),
+    "text-to-speech": Case(
+        TaskConfig(),
+        {"text": "hello"},
+        texts("hello", "you"),
+        [Speech(samples=np.zeros(size, np.float32), rate=24_000) for size in (2, 3)],
     ),
     "image-classification": Case(
         TaskConfig(labels=LABELS, options={"image_size": [2, 2], "image_mode": "L"}),

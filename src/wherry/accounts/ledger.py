@@ -66,6 +66,8 @@ class Totals(msgspec.Struct, frozen=True):
     input_tokens: int = 0
     output_tokens: int = 0
     rows: int = 0
+    characters: int = 0
+    audio_ms: int = 0
 
 
 class Ledger:
@@ -204,12 +206,15 @@ def read_rows(content: OutcomeRecord | Answers) -> tuple[int, Alike, list[Row]]:
         return track, alike, [_to_row(track, 200, "", answer) for answer in content.answers]
     request_id, at, *fields = msgspec.structs.astuple(content)
     track, alike = _find_track(tuple(fields[:8]))
-    status, code, *rest = fields[8:]
-    row = _to_row(track, status, _mend_text(code), (request_id, at, *rest))
+    status, code, *rest, characters, audio_ms = fields[8:]
+    answer: Any = (request_id, at, *rest)
+    row = _to_row(track, status, _mend_text(code), answer, characters, audio_ms)
     return track, alike, [row]
 
 
-def _to_row(track: int, status: int, code: str, answer: Answer) -> Row:
+def _to_row(
+    track: int, status: int, code: str, answer: Answer, characters: int = 0, audio_ms: int = 0
+) -> Row:
     request_id, at, tokens_in, tokens_out, rows, queued, run, total, attempts = answer
     if not (
         len(request_id) <= MAX_TEXT_CHARACTERS
@@ -226,6 +231,7 @@ def _to_row(track: int, status: int, code: str, answer: Answer) -> Row:
     return (
         request_id, at, day, track, status, code,
         tokens_in, tokens_out, rows, queued, run, total, attempts,
+        _mend_count(characters), _mend_count(audio_ms),
     )  # fmt: skip
 
 

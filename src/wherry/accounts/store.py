@@ -49,6 +49,8 @@ _SUMS = (
     _sum(ledger.c.input_tokens).label("input_tokens"),
     _sum(ledger.c.output_tokens).label("output_tokens"),
     _sum(ledger.c.rows).label("rows"),
+    _sum(ledger.c.characters).label("characters"),
+    _sum(ledger.c.audio_ms).label("audio_ms"),
 )
 
 _LEDGER = ledger.join(ledger_tracks, ledger_tracks.c.id == ledger.c.track_id)

@@ -199,11 +199,15 @@ _NUMBERS = {
     "output_tokens": "TOKENS OUT",
     "rows": "ROWS",
 }
+_RARE = {"characters": "CHARACTERS", "audio_ms": "SOUND MS"}
+"""Shown where there are any."""
 
 
 def _print_usage(
     groups: list[Grouping], rows: list[UsageRow], key_names: Mapping[str, str]
 ) -> None:
-    columns = [*(name.upper() for name in groups), *_NUMBERS.values()]
-    lines = [[str(getattr(row, name)) for name in (*groups, *_NUMBERS)] for row in rows]
+    rare = {name: each for name, each in _RARE.items() if any(getattr(row, name) for row in rows)}
+    numbers = _NUMBERS | rare
+    columns = [*(name.upper() for name in groups), *numbers.values()]
+    lines = [[str(getattr(row, name)) for name in (*groups, *numbers)] for row in rows]
     print_table(columns, [[key_names.get(cell, cell) for cell in line] for line in lines])

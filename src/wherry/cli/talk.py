@@ -26,6 +26,7 @@ from wherry.cli.output import (
     show,
     visible,
 )
+from wherry.cli.sound import SOUND_SUFFIXES, save_sound
 from wherry.client.schema import Deployment
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _converse(
     if not is_chat:
         inputs = read_input(prompt, _sample(client, deployment))
         answer = _predict(client, deployment.name, inputs)
-        show(common, answer, lambda: print_prediction(answer))
+        show(common, answer, lambda: print_prediction(save_sound(answer, deployment.name)))
         return
     chat = Chat(client, deployment.name, system, params)
     if not prompt:
@@ -186,7 +187,8 @@ def read_input(prompt: str, sample: dict[str, Any]) -> dict[str, Any]:
             return read_input(path.read_text(encoding="utf-8"), sample)
         if path.suffix == ".txt":
             return {_field_of(sample, "text"): path.read_text(encoding="utf-8")}
-        return {_field_of(sample, "image"): path}
+        usual = "audio" if path.suffix.lower() in SOUND_SUFFIXES else "image"
+        return {_field_of(sample, usual): path}
     if "text" not in sample and sample:
         if "image" in sample:
             raise errors.InvalidInput(f"there is no file {prompt!r}", hint="give a picture's file")
@@ -348,6 +350,7 @@ def chat(
         'wherry predict mood "what a lovely day"',
         "wherry predict iris '{\"row\": [5.1, 3.5, 1.4, 0.2]}'",
         "wherry predict mobilenet photo.jpg",
+        "wherry predict whisper-tiny-en talk.mp3",
     ],
 )
 def predict(deployment: str, prompt: str, /, *, common: Common = DEFAULT) -> None:
@@ -363,7 +366,7 @@ def predict(deployment: str, prompt: str, /, *, common: Common = DEFAULT) -> Non
         if found is not None:
             sample = _sample(client, found)
         answer = _predict(client, deployment, read_input(prompt, sample))
-    show(common, answer, lambda: print_prediction(answer))
+    show(common, answer, lambda: print_prediction(save_sound(answer, deployment)))
 
 
 @command(

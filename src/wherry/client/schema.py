@@ -456,6 +456,9 @@ class UsageRow(Answer):
     input_tokens: int = 0
     output_tokens: int = 0
     rows: int = 0
+    characters: int = 0
+    audio_ms: int = 0
+    """Milliseconds of sound."""
 
 
 # ------------------------------------------------------------------------------ overview

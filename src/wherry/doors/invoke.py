@@ -18,7 +18,7 @@ from wherry.doors.route import (
     Response,
     header_value,
 )
-from wherry.frames import Outcome
+from wherry.frames import Outcome, Usage
 from wherry.gateway.admit import Inbound
 from wherry.gateway.exchange import Exchange
 from wherry.gateway.predict import Gateway
@@ -41,7 +41,7 @@ ALIKE_LINES = (
     b"x-content-type-options: nosniff\r\n"
     b"server-timing: queue;dur=%d.%02d, run;dur=%d.%02d\r\n"
     b"openai-processing-ms: %d\r\n"
-    b"x-wherry-units: input_tokens=%d, output_tokens=%d, rows=%d\r\n"
+    b"x-wherry-units: input_tokens=%d, output_tokens=%d, rows=%d%b\r\n"
     b"%b%b"
 )
 
@@ -168,6 +168,7 @@ def alike_lines(exchange: Exchange) -> bytes:
         usage.input_tokens,
         usage.output_tokens,
         usage.rows,
+        _rare_units(usage),
         meter.lines(time.monotonic()) if meter is not None else b"",
         _version_line(version.key),
     )
@@ -175,6 +176,13 @@ def alike_lines(exchange: Exchange) -> bytes:
         lines += b"%b: %b\r\n" % (name.encode("latin-1"), header_value(value))
     _said = outcome, meter, version, lines
     return lines
+
+
+def _rare_units(usage: Usage) -> bytes:
+    """Those that most tasks do not have."""
+    if not (usage.characters or usage.audio_ms):
+        return b""
+    return b", characters=%d, audio_ms=%d" % (usage.characters, usage.audio_ms)
 
 
 @lru_cache(maxsize=1024)
@@ -204,7 +212,9 @@ async def _events(
         async for chunk in exchange.chunks():
             yield chunk if amend is None else amend(exchange, chunk)
     except errors.WherryError as error:
-        if error_event is not None and not isinstance(error, errors.Cancelled):
+        if error_event is None:
+            raise  # what is no row of events has no place for it: the answer breaks off
+        if not isinstance(error, errors.Cancelled):
             yield error_event(error)
     finally:
         watch.end()

@@ -101,14 +101,17 @@ class Inquiry:
             TooLarge: over the limit; it is not read to its end.
             Cancelled: the client went away.
         """
-        pieces: list[bytes] = []
+        pieces = [piece async for piece in self.bounded_stream()]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def bounded_stream(self) -> AsyncIterator[bytes]:
+        """As `stream`; raises `TooLarge` when the row's limit is passed."""
         size = 0
         async for piece in self.stream():
             size += len(piece)
             if size > self.body_limit:
                 raise _too_large(self.body_limit)
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            yield piece
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body in pieces, as they come; the caller bounds them."""
@@ -483,8 +486,11 @@ async def _send_response(send: Send, inquiry: Inquiry, response: Response) -> No
     start = {"type": "http.response.start", "status": response.status, "headers": fields}
     if not isinstance(body, (bytes, bytearray, memoryview)):
         await send(start)
-        async for piece in body:
-            await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+        try:
+            async for piece in body:
+                await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+        except errors.WherryError:
+            return  # not completed, so that the server cuts the connection and the client sees it
         await send({"type": "http.response.body", "body": b""})
         return
     if not response.fields:

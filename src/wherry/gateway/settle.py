@@ -14,7 +14,7 @@ from wherry.gateway.route import VersionRoute
 from wherry.gateway.tally import VersionTally
 from wherry.gateway.track import Track
 from wherry.storage.journal import JournalWriter, OutcomeRecord
-from wherry.storage.segment import Answer, Stamp
+from wherry.storage.segment import Answer, Stamp, encode_frame
 from wherry.telemetry import LATENCY_BUCKETS_SECONDS, Counter, Family, Histogram, Registry
 
 
@@ -182,6 +182,8 @@ class Settler:
             self._status_of(code),
             code,
             *rest,  # type: ignore[arg-type]
+            characters=exchange.usage.characters,
+            audio_ms=exchange.usage.audio_ms,
         )
         self._journal.append(record, kept)
 
@@ -200,7 +202,7 @@ class Settler:
         _settle_meter(track, exchanges, now)
         answers = _count(track, exchanges, tally, now)
         try:
-            frame = stamp.frame(answers)
+            frame = _frame_of(stamp, exchanges, answers)
         except InvalidInput as error:
             self._journal.refuse(kept, error.message)
             return
@@ -213,6 +215,28 @@ class Settler:
         alike = (team, key, deployment, version.model, version.number, version.digest, door, task)
         name = track.deployment.full_name
         return self.tally_of(name, version.model, version.number, version.digest), Stamp(alike)
+
+
+def _frame_of(stamp: Stamp, exchanges: Sequence[Exchange], answers: list[Answer]) -> bytes:
+    """What the journal gets: one frame, but of each answer that was metered by rare units its own."""
+    usages = [exchange.usage for exchange in exchanges]
+    if not any(usage.characters or usage.audio_ms for usage in usages):
+        return stamp.frame(answers)
+    return b"".join(
+        encode_frame(
+            OutcomeRecord(
+                request_id,
+                at,
+                *stamp.alike,
+                200,
+                "",
+                *rest,  # type: ignore[arg-type]
+                characters=usage.characters,
+                audio_ms=usage.audio_ms,
+            )
+        )
+        for (request_id, at, *rest), usage in zip(answers, usages, strict=True)
+    )
 
 
 def _settle_meter(track: Track, exchanges: Sequence[Exchange], now: float) -> None:

@@ -18,6 +18,8 @@ WIDTH = re.compile(r"\btakes (\d{1,5})\b")
 MAX_ELEMENTS = 1 << 22
 """Largest tensor that is made up; such a model needs a sample of its publisher's."""
 IMAGE_SIDE = 32
+SILENT_SAMPLES = 1600
+"""A tenth of a second."""
 
 
 def make_sample(manifest: Manifest) -> dict[str, Any] | None:
@@ -38,6 +40,8 @@ def make_sample(manifest: Manifest) -> dict[str, Any] | None:
         if any(spec.name == "candidate_labels" for spec in inputs):
             sample["candidate_labels"] = ["grey", "red"]
         return sample
+    if media_of(find_task(manifest.task)) == "audio":
+        return {"audio": [0.0] * SILENT_SAMPLES}
     return _make_tensors(manifest.signature.inputs)
 
 

@@ -62,6 +62,8 @@ class OutcomeRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     run_ms: float = 0.0
     total_ms: float = 0.0
     attempts: int = 1
+    characters: int = 0
+    audio_ms: int = 0
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -74,7 +76,8 @@ class Damage(msgspec.Struct, frozen=True):
 
 Answer = tuple[str, float, int, int, int, float, float, float, int]
 """Of the record of an answer what differs from others: request id, at, input tokens, output tokens,
-rows, queued, run and total milliseconds, attempts."""
+rows, queued, run and total milliseconds, attempts. One that cost characters or sound is a record of
+its own."""
 Alike = tuple[str, str, str, str, int, str, str, str]
 """What does not: team, key, deployment, model, version, digest, door, task."""
 

@@ -278,6 +278,8 @@ ledger = Table(
     Column("run_ms", Float, nullable=False),
     Column("total_ms", Float, nullable=False),
     Column("attempts", Integer, nullable=False),
+    Column("characters", Big, nullable=False, server_default="0"),
+    Column("audio_ms", Big, nullable=False, server_default="0"),
     # one index: each costs every request
     Index(None, "track_id", "day"),
     sqlite_with_rowid=False,

@@ -31,6 +31,9 @@ BUILT_IN: dict[str, str] = {
     "rerank.v2": "wherry.models.codecs.rerank:RERANK_V2",
     "rerank.tei": "wherry.models.codecs.rerank:RERANK_TEI",
     "openai.images": "wherry.models.codecs.openai_images:OPENAI_IMAGES",
+    "openai.speech": "wherry.models.codecs.openai_speech:OPENAI_SPEECH",
+    "openai.transcriptions": "wherry.models.codecs.openai_transcription:OPENAI_TRANSCRIPTIONS",
+    "openai.translations": "wherry.models.codecs.openai_transcription:OPENAI_TRANSLATIONS",
 }
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
-from wherry.models.registry import huggingface, python_code, skops_schema
+from wherry.models.registry import huggingface, python_code, skops_schema, whisper
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust import spacy_folder
@@ -28,6 +28,8 @@ PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
 SPLIT_GGUF = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 RUNTIME_FORMATS = {
     "onnx": {"onnx"},
+    "faster_whisper": {"ctranslate2"},
+    "hibari": {"onnx"},
     "llama_cpp": {"gguf"},
     "tflite": {"tflite"},
     "sklearn": {"skops", "pickle"},
@@ -38,7 +40,8 @@ RUNTIME_FORMATS = {
 
 SUPPORTED = (
     "supported: one .onnx, .tflite, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
-    "model.onnx; a spaCy pipeline; model.py with a class Model; or a folder with wherry.toml"
+    "model.onnx; a spaCy pipeline; a Whisper folder with model.bin (CTranslate2) and tokenizer.json; "
+    "model.py with a class Model; or a folder with wherry.toml"
 )
 
 
@@ -123,6 +126,12 @@ def _detect_kind(
     if spacy_folder.CONFIG in paths and (parts := spacy_folder.pipeline_files(paths)):
         files = (spacy_folder.CONFIG, *(path for path in parts if path != spacy_folder.CONFIG))
         return Manifest(wishes.task or "token-classification", "spacy", files=files)
+    if speech := whisper.find_model(folder, by_suffix.get(".bin", [])):
+        return Manifest(
+            wishes.task or "automatic-speech-recognition",
+            "faster_whisper",
+            files=whisper.list_files(folder, paths, speech),
+        )
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):

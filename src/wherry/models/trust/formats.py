@@ -17,6 +17,7 @@ import msgspec
 from wherry.errors import CodeNotAllowed, FormatNotAllowed
 from wherry.models.bundle import MANIFEST, safe_relative_path
 from wherry.models.trust import archives
+from wherry.models.trust.ctranslate2 import check_ctranslate2, is_ctranslate2
 from wherry.models.trust.files import open_regular
 from wherry.models.trust.gguf import MAGIC as GGUF_MAGIC
 from wherry.models.trust.gguf import check_gguf
@@ -181,6 +182,9 @@ def _check_by_name(path: Path, head: bytes) -> str:
     if suffix == ".onnx":
         check_onnx(path)
         return "onnx"
+    if suffix == ".bin" and is_ctranslate2(head):
+        check_ctranslate2(path)
+        return "ctranslate2"
     if suffix == ".safetensors":
         check_safetensors(path)
         return "safetensors"

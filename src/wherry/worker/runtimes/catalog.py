@@ -14,6 +14,8 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "recommender": ("wherry.worker.runtimes.recommender:RecommenderRuntime", ""),
     "tflite": ("wherry.worker.runtimes.tflite:TfliteRuntime", "tflite"),
     "sklearn": ("wherry.worker.runtimes.sklearn:SklearnRuntime", "sklearn"),
+    "faster_whisper": ("wherry.worker.runtimes.faster_whisper:FasterWhisperRuntime", "whisper"),
+    "hibari": ("wherry.worker.runtimes.hibari:HibariRuntime", "tts"),
     "llama_cpp": ("wherry.worker.runtimes.llama_cpp:LlamaCppRuntime", "llama-cpp"),
     "spacy": ("wherry.worker.runtimes.spacy:SpacyRuntime", "spacy"),
     "static_embeddings": (
