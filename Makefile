@@ -84,9 +84,8 @@ test-soak: setup ## Load with random kills and disconnects, 20 minutes (SOAK_SEC
 .PHONY: lock
 lock: setup ## Choose the newest allowed versions of all packages, with their digests
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --extra demo --output-file requirements/demo.txt
-	$(COMPILE) --extra demo --extra dev --constraint requirements/demo.txt \
-		--output-file requirements/dev.txt
+	$(COMPILE) --extra demo --extra dev --output-file requirements/dev.txt
+	$(COMPILE) --extra demo --constraint requirements/dev.txt --output-file requirements/demo.txt
 
 .PHONY: docs
 docs: setup ## Rebuild the generated pages of docs/
