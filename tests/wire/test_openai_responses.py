@@ -202,6 +202,16 @@ def test_what_was_asked_is_listed_by_pages(sdk: openai.OpenAI):
             sdk.responses.input_items.list(answer.id, **wrong)  # type: ignore[arg-type]
 
 
+def test_a_prompt_is_counted_as_its_answer_counts_it(sdk: openai.OpenAI):
+    fields: Any = {"model": "chat", "input": "Say hello.", "instructions": "Be brief."}
+    counted = sdk.responses.input_tokens.count(**fields)
+    answered = sdk.responses.create(**fields, max_output_tokens=2)
+    assert answered.usage is not None
+    assert counted.input_tokens == answered.usage.input_tokens > 0
+    with pytest.raises(openai.BadRequestError, match="earlier response"):
+        sdk.responses.input_tokens.count(**fields, previous_response_id=answered.id)
+
+
 def test_what_is_deleted_is_gone(sdk: openai.OpenAI, live: LiveServer):
     secret = f"secret {time.time_ns()}"
     answer = ask(sdk, secret)

@@ -90,6 +90,9 @@ class OpenAIResponsesDoor:
         one, stored = "/v1/responses/{id}", StoredResponses(self._store, self._runs)
         return [
             self._row("POST", "/v1/responses", self.create, "Answer, and keep the answer", dict),
+            self._row(
+                "POST", "/v1/responses/input_tokens", self.count, "Tokens of a prompt", dict
+            ),
             self._row("GET", one, stored.retrieve, "A stored response"),
             self._row("DELETE", one, stored.delete, "Forget a stored response", answer=Deleted),
             self._row("POST", f"{one}/cancel", stored.cancel, "Stop a background response"),
@@ -119,7 +122,7 @@ class OpenAIResponsesDoor:
             tag="openai",
             body_limit=self._gateway.settings.max_body_bytes,
             content_types=JSON if request else (),
-            streams=request is not None,
+            streams=path.endswith("/responses"),
         )
 
     # ------------------------------------------------------------------ create
@@ -163,6 +166,19 @@ class OpenAIResponsesDoor:
             pieces = cast("AsyncGenerator[bytes | memoryview]", response.body)
             response.body = counted.follow(pieces)
         return response
+
+    async def count(self, inquiry: Inquiry) -> Response:
+        """The length of a prompt, by the model's own tokenizer and template; not charged."""
+        body = await inquiry.body()
+        envelope = read_envelope(body, _envelope_decoder)
+        return await invoke(
+            self._gateway,
+            inquiry,
+            door="openai",
+            deployment=envelope.model,
+            codec="openai.responses.count",
+            body=body,
+        )
 
     async def _prepare(self, inquiry: Inquiry, envelope: Envelope, body: bytes) -> Ask:
         """The request with the turns that it follows."""

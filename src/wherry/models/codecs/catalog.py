@@ -25,6 +25,7 @@ BUILT_IN: dict[str, str] = {
     "openai.completions": "wherry.models.codecs.openai_completions:OPENAI_COMPLETIONS",
     "openai.embeddings": "wherry.models.codecs.openai_embeddings:OPENAI_EMBEDDINGS",
     "openai.responses": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES",
+    "openai.responses.count": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES_COUNT",
     "openai.responses.turn": "wherry.models.codecs.openai_responses:OPENAI_RESPONSES_TURN",
     "openai.moderations": "wherry.models.codecs.openai_moderations:OPENAI_MODERATIONS",
     "rerank.v1": "wherry.models.codecs.rerank:RERANK_V1",

@@ -89,7 +89,33 @@ class OpenAIResponsesTurn:
         return TurnStream(_begin(decoded.context, call))
 
 
+class OpenAIResponsesCount:
+    """The length of a prompt that stands alone; the one instance is `OPENAI_RESPONSES_COUNT`."""
+
+    tasks = frozenset({"text-generation"})
+
+    def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
+        """The conversation that a response would answer, to be counted."""
+        decoded = OPENAI_RESPONSES.decode(body, call, task, config)
+        decoded.items[0].count_only = True
+        return decoded
+
+    def encode(
+        self,
+        decoded: Decoded,
+        outputs: Sequence[Generation],
+        call: Call,
+        task: Task,
+        config: TaskConfig,
+    ) -> Reply:
+        """The count."""
+        (output,) = outputs
+        count = {"object": "response.input_tokens", "input_tokens": output.input_tokens}
+        return Reply(msgspec.json.encode(count))
+
+
 OPENAI_RESPONSES = OpenAIResponses()
+OPENAI_RESPONSES_COUNT = OpenAIResponsesCount()
 OPENAI_RESPONSES_TURN = OpenAIResponsesTurn()
 
 
