@@ -4,6 +4,7 @@ BIN := .venv/bin
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes \
 	--python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 ONCE ?=
+REST ?=
 SOAK_SECONDS ?= 1200
 BENCH ?=
 PORT ?= 8000
@@ -62,8 +63,8 @@ test: setup ## Tests of minutes: real models, real processes, no torch
 	$(BIN)/python -m pytest -m "not slow and not campaign"
 
 .PHONY: test-all
-test-all: setup ## Every test this machine can run, fault campaigns by samples
-	$(BIN)/python -m pytest -m "not campaign"
+test-all: setup ## Every test this machine can run, fault campaigns by samples (REST=1: but those of `test`)
+	$(BIN)/python -m pytest -m "$(if $(REST),slow and,) not campaign"
 
 .PHONY: test-campaign
 test-campaign: setup ## Faults at every single byte, call and statement: minutes
