@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -258,6 +261,13 @@ AMOUNT_COLUMNS = 36
 def shorten(text: str, longest: int) -> str:
     """A text cut to a length, with a sign that it was."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def new_file(name: str, suffix: str) -> Path:
+    """The first of NAME-1, NAME-2 … in the current folder that is not there yet."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    numbered = (Path(f"{stem}-{number}{suffix}") for number in itertools.count(1))
+    return next(path for path in numbered if not path.exists())
 
 
 def format_amount(now: Progress, elapsed_seconds: float | None) -> str:

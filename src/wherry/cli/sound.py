@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import re
-from itertools import count
-from pathlib import Path
 from typing import Any
 
-from wherry.cli.output import note
+from wherry.cli.output import new_file, note
 
 SOUND_SUFFIXES = frozenset(
     {".aac", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".wav", ".webm"}
@@ -19,8 +16,7 @@ def save_sound(answer: dict[str, Any], name: str) -> dict[str, Any]:
     """The answer with its sound, if it has any, in a new file of the current folder."""
     if answer.get("content_type") != "audio/wav" or not isinstance(answer.get("audio"), str):
         return answer
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    path = next(path for number in count(1) if not (path := Path(f"{stem}-{number}.wav")).exists())
+    path = new_file(name, ".wav")
     path.write_bytes(base64.b64decode(answer["audio"]))
     note(f"saved the sound as {path}")
     return {**answer, "audio": str(path)}

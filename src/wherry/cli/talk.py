@@ -26,6 +26,7 @@ from wherry.cli.output import (
     show,
     visible,
 )
+from wherry.cli.pictures import save_picture
 from wherry.cli.sound import SOUND_SUFFIXES, save_sound
 from wherry.client.schema import Deployment
 
@@ -144,7 +145,7 @@ def _converse(
     if not is_chat:
         inputs = read_input(prompt, _sample(client, deployment))
         answer = _predict(client, deployment.name, inputs)
-        show(common, answer, lambda: print_prediction(save_sound(answer, deployment.name)))
+        show(common, answer, lambda: print_prediction(_keep_files(answer, inputs, deployment.name)))
         return
     chat = Chat(client, deployment.name, system, params)
     if not prompt:
@@ -153,6 +154,11 @@ def _converse(
         print_json(chat.ask(prompt))
     else:
         chat.tell(prompt)
+
+
+def _keep_files(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> dict[str, Any]:
+    """The answer with its sound or picture in a file instead."""
+    return save_picture(save_sound(answer, name), inputs, name)
 
 
 def _predict(client: Client, deployment: str, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -365,8 +371,9 @@ def predict(deployment: str, prompt: str, /, *, common: Common = DEFAULT) -> Non
         found = find_deployment(client, deployment)
         if found is not None:
             sample = _sample(client, found)
-        answer = _predict(client, deployment, read_input(prompt, sample))
-    show(common, answer, lambda: print_prediction(save_sound(answer, deployment)))
+        inputs = read_input(prompt, sample)
+        answer = _predict(client, deployment, inputs)
+    show(common, answer, lambda: print_prediction(_keep_files(answer, inputs, deployment)))
 
 
 @command(

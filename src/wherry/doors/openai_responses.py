@@ -90,9 +90,7 @@ class OpenAIResponsesDoor:
         one, stored = "/v1/responses/{id}", StoredResponses(self._store, self._runs)
         return [
             self._row("POST", "/v1/responses", self.create, "Answer, and keep the answer", dict),
-            self._row(
-                "POST", "/v1/responses/input_tokens", self.count, "Tokens of a prompt", dict
-            ),
+            self._row("POST", "/v1/responses/input_tokens", self.count, "Tokens of a prompt", dict),
             self._row("GET", one, stored.retrieve, "A stored response"),
             self._row("DELETE", one, stored.delete, "Forget a stored response", answer=Deleted),
             self._row("POST", f"{one}/cancel", stored.cancel, "Stop a background response"),
