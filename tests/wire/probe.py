@@ -21,6 +21,7 @@ LEAK = re.compile(
     re.IGNORECASE,
 )
 """What no answer may tell a stranger."""
+COHERE_PATHS = ("/v1/rerank", "/v2/rerank")
 PLAIN_ERRORS = ("/v2", "/api/")
 """Beginnings of paths whose clients read an error as one text."""
 MLFLOW_PATHS = ("/mlflow/", "/invocations", "/ping", "/version")
@@ -93,8 +94,13 @@ def check_error_shape(path: str, answer: httpx.Response) -> None:
     if path.startswith(MLFLOW_PATHS):
         assert set(body) == {"error_code", "message"}, body
         return
+    if path in COHERE_PATHS:
+        assert set(body) == {"message", "detail", "code", "param", "id"}, body
+        return
     error = body["error"]
-    if path.startswith("/v1/messages"):
+    if path == "/rerank":
+        assert set(body) == {"error", "error_type"}, body
+    elif path.startswith("/v1/messages"):
         assert set(body) == {"type", "error", "request_id"}, body
         assert set(error) == {"type", "message"}, error
     elif path.startswith("/v1") and ":predict" not in path:

@@ -238,12 +238,13 @@ def test_bad_pictures_leave_the_worker_and_its_memory_as_they_were(
         for data in (*BAD.values(), *ODD.values(), large):
             post_file(pictures, deployment, data)
 
-    for _ in range(2):  # what is kept of the first pictures, code and buffers, is no leak
+    for _ in range(3):  # what is kept of the first pictures, code and buffers, is no leak
         round_of_all()
     before = resident_mib(worker.pid)
     for _ in range(5):
         round_of_all()
-    assert resident_mib(worker.pid) - before < 48
+    # of a large one, the pixels alone have 46 MiB: five that were kept would show
+    assert resident_mib(worker.pid) - before < 100
     assert worker_of(pictures, deployment).pid == worker.pid
 
 
