@@ -6,8 +6,6 @@ it is decoded in the runtime's own thread, piece by piece, and never on the work
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -16,6 +14,8 @@ import numpy as np
 from msgspec import Meta
 
 from wherry.errors import InvalidInput
+from wherry.models.tasks.base64_file import decode_file
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskConfig, Tensors
 
 MAX_FILE_BYTES = 64 << 20
@@ -53,10 +53,7 @@ class AudioOptions(msgspec.Struct, frozen=True):
 
 def audio_options(options: Mapping[str, Any]) -> AudioOptions:
     """What the bundle says about sounds; `InvalidInput` names a wrong option."""
-    try:
-        return msgspec.convert(dict(options), AudioOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
+    return read_options(options, AudioOptions)
 
 
 def audio_from_plain(body: Mapping[str, Any], config: TaskConfig) -> AudioInput:
@@ -101,7 +98,7 @@ def audio_from_tensors(tensors: Tensors, config: TaskConfig) -> list[AudioInput]
 def read_audio(value: object, rate: object, config: TaskConfig) -> AudioInput:
     """A sound as base64 text, `data:` URL, bytes of a file, or numbers; not decoded yet."""
     if isinstance(value, str):
-        value = _decode_base64(value)
+        value = decode_file(value, "audio", "sound")
     if isinstance(value, bytes | bytearray | memoryview):
         return AudioInput(check_file(bytes(value), config))
     if isinstance(value, list | tuple | np.ndarray):
@@ -147,23 +144,6 @@ def check_loudness(samples: np.ndarray) -> np.ndarray:
             param="audio",
         )
     return samples
-
-
-def _decode_base64(text: str) -> bytes:
-    if text[:8].lower().startswith(("http://", "https://")):
-        raise InvalidInput(
-            "'audio' is a link, and the server fetches none",
-            hint="download the sound and send its bytes as base64",
-            param="audio",
-        )
-    if text[:5].lower() == "data:":
-        header, _, text = text.partition(",")
-        if not header.lower().endswith(";base64"):
-            raise InvalidInput("a data: URL must be base64", param="audio")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"'audio' is not valid base64: {error}", param="audio") from error
 
 
 def _check_samples(value: Any) -> np.ndarray:

@@ -22,6 +22,7 @@ from wherry.models.tasks.task import (
     TensorSpec,
     Usage,
 )
+from wherry.models.tasks.text import texts_to_tensor
 
 MAX_MESSAGES = 2048
 MAX_TEXTS = 128
@@ -282,8 +283,8 @@ class TextGeneration:
     ) -> dict[str, np.ndarray]:
         """Texts and finish reasons, a row an answer."""
         return {
-            "text": _bytes_tensor([output.text for output in outputs]),
-            "finish_reason": _bytes_tensor([output.finish_reason for output in outputs]),
+            "text": texts_to_tensor([output.text for output in outputs]),
+            "finish_reason": texts_to_tensor([output.finish_reason for output in outputs]),
         }
 
     def from_plain(self, body: Mapping[str, Any], config: TaskConfig) -> GenerationInput:
@@ -446,9 +447,3 @@ def _scalar_of(tensors: Tensors, name: str, kind: type[Number]) -> Number | None
     if tensor.size != 1 or tensor.dtype.kind not in ("iu" if kind is int else "iuf"):
         raise InvalidInput(f"input {name!r} is not one {kind.__name__}")
     return kind(tensor.ravel()[0])
-
-
-def _bytes_tensor(texts: list[str]) -> np.ndarray:
-    tensor = np.empty(len(texts), dtype=object)
-    tensor[:] = [text.encode("utf-8") for text in texts]
-    return tensor

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ import msgspec
 import numpy as np
 
 from wherry.errors import InvalidInput
+from wherry.models.tasks.base64_file import decode_file
 from wherry.models.tasks.image_fit import MAX_SIDE, ImageOptions, image_options, import_pillow
 from wherry.models.tasks.task import TaskConfig, Tensors, TensorSpec
 
@@ -124,7 +123,7 @@ def _read_files(tensor: np.ndarray, config: TaskConfig) -> list[ImageInput]:
 def read_image(value: object, config: TaskConfig) -> ImageInput:
     """A picture as base64 text, `data:` URL, bytes of a file, or nested lists of numbers."""
     if isinstance(value, str):
-        value = _decode_base64(value)
+        value = decode_file(value, "image", "picture")
     if isinstance(value, bytes | bytearray | memoryview):
         return image_from_file(bytes(value), image_options(config.options))
     if isinstance(value, list | tuple | np.ndarray):
@@ -133,23 +132,6 @@ def read_image(value: object, config: TaskConfig) -> ImageInput:
     raise InvalidInput(
         f"'image' must be nested lists of numbers or a base64 text, not {kind}", param="image"
     )
-
-
-def _decode_base64(text: str) -> bytes:
-    if text[:8].lower().startswith(("http://", "https://")):
-        raise InvalidInput(
-            "'image' is a link, and the server fetches none",
-            hint="download the picture and send its bytes as base64",
-            param="image",
-        )
-    if text[:5].lower() == "data:":
-        header, _, text = text.partition(",")
-        if not header.lower().endswith(";base64"):
-            raise InvalidInput("a data: URL must be base64", param="image")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"'image' is not valid base64: {error}", param="image") from error
 
 
 def _array_from_lists(value: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from wherry.errors import InvalidInput, MissingExtra
+from wherry.models.tasks.options import read_options
 
 MAX_SIDE = 1 << 16
 """Longest side of a picture, in pixels."""
@@ -52,10 +53,7 @@ class Frame(msgspec.Struct, frozen=True):
 
 def image_options(options: Mapping[str, Any]) -> ImageOptions:
     """What the bundle says about its pictures; `InvalidInput` names a wrong option."""
-    try:
-        found = msgspec.convert(options, ImageOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
+    found = read_options(options, ImageOptions)
     if found.image_size and not all(1 <= side <= MAX_SIDE for side in found.image_size):
         raise InvalidInput(f"image_size must be 1 to {MAX_SIDE}, not {list(found.image_size)}")
     if not 0 < found.crop_scale <= 1:

@@ -10,6 +10,7 @@ import numpy as np
 
 from wherry.models.tasks.image import ImageTask, image_spec
 from wherry.models.tasks.task import Signature, TaskConfig, TaskOutput, TensorSpec
+from wherry.models.tasks.text import texts_to_tensor
 
 
 class TextLine(msgspec.Struct):
@@ -44,9 +45,7 @@ class ImageToText(ImageTask):
 
     def to_tensors(self, outputs: Sequence[ImageText], config: TaskConfig) -> dict[str, np.ndarray]:
         """A text a picture."""
-        texts = np.empty(len(outputs), dtype=object)
-        texts[:] = [output.text.encode() for output in outputs]
-        return {"text": texts}
+        return {"text": texts_to_tensor([output.text for output in outputs])}
 
     def to_plain(self, output: ImageText, config: TaskConfig) -> dict[str, Any]:
         """`{"text", "lines": [{"text", "score", "corners": [[x, y], …]}]}`."""

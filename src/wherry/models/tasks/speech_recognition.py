@@ -28,6 +28,7 @@ from wherry.models.tasks.task import (
     TensorSpec,
     Usage,
 )
+from wherry.models.tasks.text import texts_to_tensor
 
 MAX_PROMPT_CHARACTERS = 8192
 
@@ -149,8 +150,8 @@ class SpeechRecognition:
     ) -> dict[str, np.ndarray]:
         """Tensors `text`, `language` and `duration`, a row a sound."""
         return {
-            "text": _bytes_tensor([output.text for output in outputs]),
-            "language": _bytes_tensor([output.language for output in outputs]),
+            "text": texts_to_tensor([output.text for output in outputs]),
+            "language": texts_to_tensor([output.language for output in outputs]),
             "duration": np.array([output.duration for output in outputs], np.float32),
         }
 
@@ -201,9 +202,3 @@ class SpeechRecognition:
 
 
 SPEECH_RECOGNITION = SpeechRecognition()
-
-
-def _bytes_tensor(texts: list[str]) -> np.ndarray:
-    tensor = np.empty(len(texts), dtype=object)
-    tensor[:] = [text.encode("utf-8") for text in texts]
-    return tensor

@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from wherry.errors import InvalidInput
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import (
     Signature,
     TaskConfig,
@@ -147,10 +148,7 @@ SPEECH_SYNTHESIS = SpeechSynthesis()
 
 def speech_options(options: Mapping[str, Any]) -> SpeechOptions:
     """What the bundle says about its voices; `InvalidInput` names a wrong option."""
-    try:
-        return msgspec.convert(dict(options), SpeechOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
+    return read_options(options, SpeechOptions)
 
 
 def checked(item: SpeechInput, config: TaskConfig, param: str = "text") -> SpeechInput:

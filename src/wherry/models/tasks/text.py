@@ -132,6 +132,13 @@ def text_from_plain(body: Mapping[str, Any], config: TaskConfig) -> TextInput:
     raise InvalidInput("the request has no 'text'", hint='send {"text": "…"}', param="text")
 
 
+def texts_to_tensor(texts: Sequence[str]) -> np.ndarray:
+    """BYTES [texts]."""
+    tensor = np.empty(len(texts), dtype=object)
+    tensor[:] = [text.encode("utf-8") for text in texts]
+    return tensor
+
+
 def texts_from_tensors(tensors: Tensors, config: TaskConfig) -> list[TextInput]:
     """One item for each element of the tensor `text`, of shape [n] or [n, 1]."""
     tensor = tensors.get("text")

@@ -24,6 +24,7 @@ from msgspec import Meta
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.audio import audio_options
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.sound import Sound
 from wherry.models.tasks.speech_recognition import (
     RecognitionInput,
@@ -108,7 +109,7 @@ class FasterWhisperRuntime:
 
     def load(self, bundle: Bundle, device: str) -> None:
         """Open the folder that holds `model.bin`."""
-        options = _read_options(bundle)
+        options = read_options(bundle.manifest.options, WhisperOptions)
         folder = bundle.main_file.parent
         if not (folder / "tokenizer.json").is_file():
             raise InvalidInput("the bundle has no 'tokenizer.json' beside its model.bin")
@@ -177,13 +178,6 @@ class FasterWhisperRuntime:
             "task": "translate" if options.translate else "transcribe",
             "word_timestamps": options.word_timestamps,
         }
-
-
-def _read_options(bundle: Bundle) -> WhisperOptions:
-    try:
-        return msgspec.convert(dict(bundle.manifest.options), WhisperOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
 
 
 def _check_language(model: Listener, options: RecognitionOptions) -> None:

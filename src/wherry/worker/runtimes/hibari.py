@@ -8,7 +8,7 @@ thread: several texts take turns, a sentence each.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.speech_synthesis import Speech, SpeechInput, speech_options
 from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.threads import iterate_in
@@ -52,7 +53,7 @@ class HibariRuntime:
 
     def load(self, bundle: Bundle, device: str) -> None:
         """Open every voice, and let each say a word."""
-        options = _read_options(bundle.manifest.options)
+        options = read_options(bundle.manifest.options, HibariOptions)
         files = speech_options(bundle.manifest.options).voices
         readers: dict[bool, Any] = {}
         for name, file in (files or {_voices.DEFAULT: bundle.manifest.files[0]}).items():
@@ -124,10 +125,3 @@ def _phonemes_of(voice: Any, sentence: str) -> list[str]:
         raise InvalidInput(
             f"the text cannot be read aloud: {sentence[:40]!r}", param="text"
         ) from error
-
-
-def _read_options(options: Mapping[str, Any]) -> HibariOptions:
-    try:
-        return msgspec.convert(dict(options), HibariOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error

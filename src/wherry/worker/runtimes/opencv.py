@@ -26,6 +26,7 @@ from wherry.models.tasks.face_recognition import (
 )
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import ImageOptions, fit_image
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 
@@ -69,7 +70,7 @@ class OpencvRuntime:
         if device != "cpu":
             raise InvalidInput(f"the opencv runtime has no device {device!r}", hint="use 'cpu'")
         cv2.setNumThreads(1)
-        self.options = _read_options(manifest.options)
+        self.options = read_options(manifest.options, FaceOptions)
         files = [str(bundle.path(name)) for name in manifest.files]
         try:
             self.detector: Any = cv2.FaceDetectorYN.create(
@@ -163,13 +164,6 @@ class OpencvRuntime:
         mine = max(known, key=lambda face: _area(face.box)).embedding
         theirs = self._embed(other, max(rows, key=lambda row: row[2] * row[3]))
         return Comparison(float(mine @ theirs), self.options.same_threshold)
-
-
-def _read_options(options: Any) -> FaceOptions:
-    try:
-        return msgspec.convert(options, FaceOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
 
 
 def _to_bgr(item: ImageInput) -> Array:

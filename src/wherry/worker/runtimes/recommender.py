@@ -23,6 +23,7 @@ import numpy as np
 
 from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.recommendation import Recommendation, RecommendationInput, Recommended
 from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.runtime import Prepared
@@ -59,7 +60,7 @@ class RecommenderRuntime:
 
     def load(self, bundle: Bundle, device: str) -> None:
         """Read the files and see that they belong together."""
-        options = _read_options(bundle)
+        options = read_options(bundle.manifest.options, FactorOptions)
         if len(bundle.manifest.files) != 6:
             raise FormatNotAllowed(f"a recommender has 6 files, not {len(bundle.manifest.files)}")
         items, users, item_vectors, user_vectors, seen, ends = map(
@@ -163,10 +164,3 @@ class RecommenderRuntime:
     def close(self) -> None:
         """Free the vectors."""
         del self.items, self.users, self.directions
-
-
-def _read_options(bundle: Bundle) -> FactorOptions:
-    try:
-        return msgspec.convert(bundle.manifest.options, FactorOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error

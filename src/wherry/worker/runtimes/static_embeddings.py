@@ -21,10 +21,10 @@ import numpy as np
 
 from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskInput, TaskOutput, Usage
 from wherry.models.tasks.text import Embedding, embedding_dimensions
 from wherry.worker.runtimes.graphs.graph import Array
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.text_encoder import TextEncoder
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 
@@ -55,7 +55,7 @@ class StaticEmbeddingsRuntime:
                 f"the static_embeddings runtime does not do the task {bundle.manifest.task!r}",
                 hint=f"it does {TASK}",
             )
-        self._options = read_options(bundle, StaticOptions)
+        self._options = read_options(bundle.manifest.options, StaticOptions)
         main = bundle.main_file
         self._encoder = TextEncoder(main.with_name("tokenizer.json"), self._options.max_tokens)
         tensors = read_tensors(main)

@@ -29,6 +29,7 @@ from wherry.errors import (
 )
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.generation import GenerationInput, TextDelta, expect_whole_answer
+from wherry.models.tasks.options import read_options
 from wherry.worker.runtimes.upstream_messages import (
     DeltaReader,
     UpstreamChunk,
@@ -85,15 +86,12 @@ class UpstreamRuntime:
     def load(self, bundle: Bundle, device: str) -> None:
         """Check the options; the server is not asked, it may be down now and up later."""
         del device
-        options = dict(bundle.manifest.options)
+        options = bundle.manifest.options
         if "api_key" in options:
             raise InvalidInput(
                 "'api_key' must not be in a bundle", hint="give it as a secret of the deployment"
             )
-        try:
-            self._options = msgspec.convert(options, UpstreamOptions)
-        except msgspec.ValidationError as error:
-            raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
+        self._options = read_options(options, UpstreamOptions)
         _check_url(self._options.base_url)
         self.max_concurrency = self._options.max_concurrency
 

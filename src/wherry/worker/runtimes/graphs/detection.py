@@ -11,11 +11,11 @@ import numpy as np
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.object_detection import MAX_BOXES, Detection, DetectionInput
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput
 from wherry.worker.runtimes.graphs.boxes import Boxes, choose_candidates, drop_overlapping
 from wherry.worker.runtimes.graphs.detectors import READER_BY_FAMILY
 from wherry.worker.runtimes.graphs.graph import Array, OpenGraph
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.pictures import ONE_PICTURE, PictureModel, Sight
 from wherry.worker.runtimes.runtime import Prepared
 
@@ -100,7 +100,7 @@ class DetectionModel(PictureModel):
 
 
 def _read_options(bundle: Bundle) -> DetectionOptions:
-    options = read_options(bundle, DetectionOptions)
+    options = read_options(bundle.manifest.options, DetectionOptions)
     if options.family not in READER_BY_FAMILY:
         raise InvalidInput(
             f"unknown family {options.family!r} of detectors",

@@ -18,11 +18,11 @@ from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.image import ImageInput
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.text import Embedding, TextInput, embedding_dimensions
 from wherry.models.tasks.zero_shot_image_classification import LabelledPicture
 from wherry.worker.runtimes.graphs.graph import Array, OpenGraph
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.pictures import ONE_PICTURE, PictureModel
 from wherry.worker.runtimes.graphs.texts import EmbeddingModel
 from wherry.worker.runtimes.runtime import Prepared
@@ -64,7 +64,7 @@ class Caption(msgspec.Struct):
 
 def open_captions(open_graph: OpenGraph, bundle: Bundle) -> CaptionEncoder | None:
     """The bundle's graph for texts, as a bundle of its own; None if there is none."""
-    options = read_options(bundle, SpaceOptions)
+    options = read_options(bundle.manifest.options, SpaceOptions)
     if options.text_graph not in bundle.manifest.files:
         return None
     own = {**bundle.manifest.options, "output": options.text_output}
@@ -78,7 +78,7 @@ class SpaceModel(PictureModel):
     usual_outputs = ("image_embeds", "pooler_output", "last_hidden_state")
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
-        self.space = read_options(bundle, SpaceOptions)
+        self.space = read_options(bundle.manifest.options, SpaceOptions)
         super().__init__(open_graph, bundle)
         self.captions = open_captions(open_graph, bundle)
         self._check_dimensions(bundle)

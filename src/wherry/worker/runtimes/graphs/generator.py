@@ -13,10 +13,10 @@ import numpy as np
 
 from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed, WherryError
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput
 from wherry.models.tasks.text_to_image import Picture, PictureRequest
 from wherry.worker.runtimes.graphs.graph import Array, GraphTensor, OpenGraph, rows_agree, trial
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.pictures import ONE_PICTURE
 from wherry.worker.runtimes.graphs.scores import check_rows
 from wherry.worker.runtimes.runtime import Prepared
@@ -59,7 +59,7 @@ class PictureGenerator:
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
         self.graph = open_graph(bundle.main_file)
-        self.options = read_options(bundle, GeneratorOptions)
+        self.options = read_options(bundle.manifest.options, GeneratorOptions)
         low, high = self.options.output_range
         if low == high:
             raise InvalidInput("output_range must be two different numbers")

@@ -11,12 +11,13 @@ import numpy as np
 
 from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.classification import sigmoid
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import Frame
 from wherry.models.tasks.keypoint_detection import KeypointDetection, Pose
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.worker.runtimes.graphs.graph import Array, OpenGraph, trial
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.pixels import Pixels
 from wherry.worker.runtimes.runtime import Prepared
 
@@ -70,7 +71,7 @@ class KeypointModel:
         if size is None:
             raise InvalidInput("the bundle says no image_size, and the graph leaves it open")
         self.size = size
-        self.options = read_options(bundle, PoseOptions)
+        self.options = read_options(bundle.manifest.options, PoseOptions)
         self.read, usual = FAMILIES[self.options.family]
         self.joints = bundle.manifest.labels or usual
         with trial(self.graph):
@@ -126,11 +127,6 @@ def read_movenet(outputs: Outputs, size: tuple[int, int]) -> Found:
     height, width = size
     points = rows[:, 1::-1] * np.array((width, height), dtype=np.float32)
     return Found(float(rows[:, 2].mean()), points, rows[:, 2])
-
-
-def sigmoid(logits: Array) -> Array:
-    """Logits as probabilities; never overflows."""
-    return 0.5 * (1.0 + np.tanh(0.5 * logits))
 
 
 FAMILIES: dict[str, tuple[Callable[[Outputs, tuple[int, int]], Found], tuple[str, ...]]] = {

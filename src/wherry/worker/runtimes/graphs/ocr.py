@@ -19,9 +19,9 @@ from wherry.models.bundle import Bundle
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import ImageOptions, fit_image
 from wherry.models.tasks.image_to_text import ImageText, TextLine
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.worker.runtimes.graphs.graph import Array, Graph, OpenGraph, trial
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.text_lines import LineOptions, cut_out, find_lines
 from wherry.worker.runtimes.runtime import Prepared
 
@@ -67,8 +67,8 @@ class OcrModel:
         self.graph = open_graph(bundle.path(files[0]))
         self.reader = open_graph(bundle.path(files[1]))
         self.direction = open_graph(bundle.path(files[2])) if len(files) == 3 else None
-        self.options = read_options(bundle, OcrOptions)
-        self.line_options = read_options(bundle, LineOptions)
+        self.options = read_options(bundle.manifest.options, OcrOptions)
+        self.line_options = read_options(bundle.manifest.options, LineOptions)
         known = bundle.manifest.labels or self.reader.metadata.get("character", "").splitlines()
         self.characters = ("", *known, " ")  # the first stands for nothing
         self._try_out()

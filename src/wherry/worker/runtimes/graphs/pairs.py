@@ -12,11 +12,11 @@ import numpy as np
 from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import sigmoid
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.text_pair import PairScore, TextPair
 from wherry.models.tasks.zero_shot_classification import Entailment
 from wherry.worker.runtimes.graphs.graph import Array, OpenGraph
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.scores import ScoreOptions
 from wherry.worker.runtimes.graphs.text_encoder import Tokens
 from wherry.worker.runtimes.graphs.texts import TRIALS, TextModel, check_logits
@@ -57,7 +57,7 @@ class PairScorer(PairModel):
                 hint="an embedder declares the task 'feature-extraction': clients rerank and "
                 "compare with it all the same",
             )
-        function = read_options(bundle, ScoreOptions).function
+        function = read_options(bundle.manifest.options, ScoreOptions).function
         self._function = function if function != "auto" else "sigmoid"
         if self._count == 2 and function not in ("auto", "softmax"):
             raise InvalidInput(f"the model gives 2 logits, which {function!r} does not join")

@@ -14,9 +14,9 @@ from wherry.errors import FormatNotAllowed, ModelFailed, WherryError
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import Frame
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.worker.runtimes.graphs.graph import Array, OpenGraph, rows_agree, trial
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.pixels import Pixels
 from wherry.worker.runtimes.graphs.scores import ScoreHead, check_rows
 from wherry.worker.runtimes.runtime import Prepared
@@ -68,7 +68,7 @@ class PictureModel(ABC):
 
     def _choose_outputs(self, bundle: Bundle) -> list[str]:
         """Names of the outputs that are read: one, unless a task needs more."""
-        stated = read_options(bundle, OutputOptions).output
+        stated = read_options(bundle.manifest.options, OutputOptions).output
         return [self.graph.find_output((stated, *self.usual_outputs)).name]
 
     def _joins_rows(self, pictures: Sequence[Array]) -> bool:

@@ -13,8 +13,8 @@ from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import Frame, ImageOptions, fit_image, frame_of, image_options
+from wherry.models.tasks.options import read_options
 from wherry.worker.runtimes.graphs.graph import Array, GraphTensor
-from wherry.worker.runtimes.graphs.options import read_options
 
 MAX_BATCH_NUMBERS = 1 << 20
 """Pixels times channels in one batch: beyond, a convolution gains nothing but memory."""
@@ -55,7 +55,7 @@ class Pixels:
 
     def __init__(self, tensor: GraphTensor, bundle: Bundle) -> None:
         self._tensor = tensor
-        self._pixels = read_options(bundle, PixelOptions)
+        self._pixels = read_options(bundle.manifest.options, PixelOptions)
         self._layout: Layout = find_layout(tensor, self._pixels.layout)
         stated = image_options(bundle.manifest.options)
         self.options = with_size_of_graph(stated, tensor, self._layout)

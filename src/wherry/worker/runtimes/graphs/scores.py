@@ -11,9 +11,9 @@ import numpy as np
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import Classification, sigmoid, softmax
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.graphs.graph import Array
-from wherry.worker.runtimes.graphs.options import read_options
 
 SUM_SLACK = 1e-3
 """How far a sum of probabilities may be from 1 (half precision)."""
@@ -38,7 +38,7 @@ class ScoreHead:
     def __init__(self, bundle: Bundle, trial: Array) -> None:
         if trial.ndim != 1:
             raise InvalidInput(f"the model gives {trial.ndim} dimensions of numbers for each input")
-        function = read_options(bundle, ScoreOptions).function
+        function = read_options(bundle.manifest.options, ScoreOptions).function
         # one number for two labels: the probability, or the logit, of the second
         self._is_binary = len(trial) == 1 and len(bundle.manifest.labels) in (0, 2)
         if function == "auto":

@@ -14,9 +14,9 @@ from wherry.models.bundle import Bundle
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import Frame
 from wherry.models.tasks.image_segmentation import MAX_LABELS, Segmentation
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput
 from wherry.worker.runtimes.graphs.graph import Array, OpenGraph
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.pictures import ONE_PICTURE, PictureModel, Sight
 from wherry.worker.runtimes.runtime import Prepared
 
@@ -41,7 +41,7 @@ class SegmentationModel(PictureModel):
     usual_outputs = ("logits",)
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
-        self.options = read_options(bundle, SegmentationOptions)
+        self.options = read_options(bundle.manifest.options, SegmentationOptions)
         super().__init__(open_graph, bundle)
         self.labels = bundle.manifest.labels
         if not 2 <= len(self.labels) <= MAX_LABELS:

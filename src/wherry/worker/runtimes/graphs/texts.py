@@ -20,11 +20,11 @@ import numpy as np
 
 from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed, WherryError
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.text import Embedding, TextInput, embedding_dimensions
 from wherry.worker.runtimes.graphs.calibration import Calibration, calibrate, recall
 from wherry.worker.runtimes.graphs.graph import Array, Graph, OpenGraph, rows_agree, trial
-from wherry.worker.runtimes.graphs.options import read_options
 from wherry.worker.runtimes.graphs.scores import ScoreHead, check_rows
 from wherry.worker.runtimes.graphs.text_encoder import TextEncoder, Tokens, pad_ids
 from wherry.worker.runtimes.runtime import Prepared
@@ -67,7 +67,7 @@ class TextReader(ABC):
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
         self.graph = open_graph(bundle.main_file)
-        self.options = read_options(bundle, TextOptions)
+        self.options = read_options(bundle.manifest.options, TextOptions)
         self.fixed_tokens = check_text_inputs(self.graph)
         limits = [limit for limit in (self.options.max_tokens, self.fixed_tokens) if limit]
         self.encoder = TextEncoder(bundle.path(TOKENIZER), min(limits, default=0))
