@@ -105,6 +105,22 @@ def make_onnx_tensor(folder: Path) -> Case:
     return Case(open_bundle(folder), good, {"X": [[1.0]]})
 
 
+def make_forecaster(folder: Path) -> Case:
+    write(folder, Manifest(task="time-series-forecasting", runtime="forecaster"))
+    good = [{"target": [1.0, 2.0, 4.0, 3.0, 5.0]}, {"target": [3.0, None, 1.0]}]
+    bad = {"target": [1.0], "horizon": 1, "covariates": {"price": [1.0, 2.0]}}
+    return Case(open_bundle(folder), good, bad)
+
+
+def make_penguins(folder: Path) -> Case:
+    pytest.importorskip("skops")
+    recipe = find_recipe("penguins")
+    sources = {"penguins.csv": real_models.penguins_csv()}
+    recipe.run(recipe.parameters(), sources, folder, lambda *_: None)
+    good = [{"bill_length_mm": 34.1, "sex": "male"}, {"island": "Biscoe", "body_mass_g": 5400}]
+    return Case(open_bundle(folder), good, {"sex": "unknown"})
+
+
 def make_plugin(folder: Path) -> Case:
     """A package on the path with an entry point, as pip would install it."""
     site = folder / "site"
@@ -126,7 +142,9 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 BATCH_CASES: dict[str, Callable[[Path], Case]] = {
+    "forecaster": make_forecaster,
     "sklearn": make_iris,
+    "sklearn columns": make_penguins,
     "python_class": make_echo,
     "onnx texts": make_minilm,
     "onnx tensors": make_onnx_tensor,
@@ -264,7 +282,7 @@ def test_a_concurrent_runtime_streams_counts_and_stops(tmp_path: Path):
 def test_every_built_in_runtime_is_named_in_the_suite():
     from wherry.worker.runtimes.catalog import BUILT_IN
 
-    covered = {"sklearn", "python_class", "onnx", "llama_cpp"}
+    covered = {"forecaster", "sklearn", "python_class", "onnx", "llama_cpp"}
     elsewhere = {
         "upstream",
         "python_stream",
