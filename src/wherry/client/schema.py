@@ -47,6 +47,20 @@ class TensorInfo(Answer):
     shape: list[int]
 
 
+class ColumnInfo(Answer):
+    """One column of a table that a model takes."""
+
+    name: str
+    kind: str
+    """`number`, `integer`, `boolean`, `category` or `text`."""
+    required: bool
+    """False if values may be missing."""
+    categories: list[str] = []
+    """Values that the model knows."""
+    accepts_unknown: bool = False
+    """Whether it takes other categories."""
+
+
 class Card(Answer):
     """What is known of a version."""
 
@@ -61,6 +75,8 @@ class Card(Answer):
     labels: list[str] = []
     inputs: list[TensorInfo] = []
     outputs: list[TensorInfo] = []
+    columns: list[ColumnInfo] = []
+    """Of a table, where the bundle declares them."""
     sample: dict[str, Any] = {}
     """One input in the form that `/predict` takes."""
     size_bytes: int = 0

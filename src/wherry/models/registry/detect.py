@@ -25,6 +25,10 @@ ANY_TENSOR = Signature((TensorSpec("X", "", ()),), (TensorSpec("X", "", ()),))
 IGNORED_NAMES = frozenset({"__pycache__", "__MACOSX"})
 PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
 """Where Hugging Face's exporters put the graph of full precision."""
+CLASSIFIER_OUTPUTS = (
+    {"label", "probabilities"},
+    {"output_label", "output_probability"},
+)
 SPLIT_GGUF = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 RUNTIME_FORMATS = {
     "onnx": {"onnx"},
@@ -189,11 +193,11 @@ def _detect_onnx(
     elif huggingface.is_image_model(folder, paths):
         found_task, details = huggingface.describe_image_model(folder)
     else:
-        found_task, details = wishes.task or "tensor", huggingface.Details()
+        found_task, details = wishes.task or guess_table_task(model), huggingface.Details()
     return Manifest(
         task=wishes.task or found_task,
         runtime="onnx",
-        labels=details.labels,
+        labels=details.labels or _classes_for(wishes.task or found_task, model),
         signature=_signature_for(wishes.task or found_task, model),
         files=(*files, *details.files),
         options=details.options,
@@ -202,7 +206,21 @@ def _detect_onnx(
 
 def _signature_for(task: str, model: OnnxModel) -> Signature:
     """The graph's own tensors where clients send those; texts and pictures have the task's."""
+    if task.startswith("tabular"):
+        return Signature(inputs=model.signature.inputs)
     return model.signature if task == "tensor" else Signature()
+
+
+def _classes_for(task: str, model: OnnxModel) -> tuple[str, ...]:
+    return model.classes if task == "tabular-classification" else ()
+
+
+def guess_table_task(model: OnnxModel) -> str:
+    """What a graph without other files does: a table's task by the names skl2onnx gives outputs."""
+    outputs = {spec.name for spec in model.signature.outputs}
+    if outputs in CLASSIFIER_OUTPUTS:
+        return "tabular-classification"
+    return "tabular-regression" if outputs == {"variable"} else "tensor"
 
 
 def _detect_sklearn(folder: Path, main: str, wishes: Wishes) -> Manifest:

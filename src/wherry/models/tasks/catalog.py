@@ -12,6 +12,7 @@ BUILT_IN: dict[str, str] = {
     "tensor": "wherry.models.tasks.tensor:TENSOR",
     "tabular-classification": "wherry.models.tasks.tabular:TABULAR_CLASSIFICATION",
     "tabular-regression": "wherry.models.tasks.tabular:TABULAR_REGRESSION",
+    "time-series-forecasting": "wherry.models.tasks.forecasting:TIME_SERIES_FORECASTING",
     "text-classification": "wherry.models.tasks.text:TEXT_CLASSIFICATION",
     "feature-extraction": "wherry.models.tasks.text:FEATURE_EXTRACTION",
     "sentence-similarity": "wherry.models.tasks.sentence_similarity:SENTENCE_SIMILARITY",

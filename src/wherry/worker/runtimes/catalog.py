@@ -9,6 +9,7 @@ from wherry.errors import InvalidInput, MissingExtra
 from wherry.worker.runtimes.runtime import Runtime
 
 BUILT_IN: dict[str, tuple[str, str]] = {
+    "forecaster": ("wherry.worker.runtimes.forecaster:ForecasterRuntime", ""),
     "onnx": ("wherry.worker.runtimes.onnx:OnnxRuntime", "onnx"),
     "opencv": ("wherry.worker.runtimes.opencv:OpencvRuntime", "opencv"),
     "recommender": ("wherry.worker.runtimes.recommender:RecommenderRuntime", ""),
