@@ -171,6 +171,8 @@ class TopLogprob(msgspec.Struct):
     token: str
     logprob: float
     bytes: list[int] | None = None
+    id: int | None = None
+    """In the model's vocabulary, where the runtime knows it."""
 
 
 class TokenLogprob(msgspec.Struct):
@@ -181,6 +183,7 @@ class TokenLogprob(msgspec.Struct):
     """Natural logarithm, finite, at most 0."""
     bytes: list[int] | None = None
     top: list[TopLogprob] = []
+    id: int | None = None
 
 
 class ToolCallDelta(msgspec.Struct):

@@ -26,6 +26,7 @@ class ChunkTopLogprob(msgspec.Struct):
     token: str
     logprob: float | None = None
     bytes: list[int] | None = None
+    id: int | None = None
 
 
 class ChunkLogprob(ChunkTopLogprob):
@@ -277,9 +278,10 @@ def _logprobs_of(found: ChunkLogprobs, top: int) -> list[TokenLogprob]:
             _finite(each.logprob),
             each.bytes,
             [
-                TopLogprob(rival.token, _finite(rival.logprob), rival.bytes)
+                TopLogprob(rival.token, _finite(rival.logprob), rival.bytes, rival.id)
                 for rival in each.top_logprobs[:top]
             ],
+            each.id,
         )
         for each in found.content or []
     ]
