@@ -85,6 +85,21 @@ def make_minilm(folder: Path) -> Case:
     return Case(open_bundle(folder), good, {"text": ""})
 
 
+def make_gguf_vectors(folder: Path) -> Case:
+    pytest.importorskip("xllamacpp")
+    (folder / "model.gguf").symlink_to(real_models.smollm2_path())
+    options = {"n_parallel": 4, "context_tokens": 64}
+    manifest = Manifest(
+        task="feature-extraction",
+        runtime="llama_embeddings",
+        files=("model.gguf",),
+        options=options,
+    )
+    write(folder, manifest)
+    good = [{"text": "a boat"}, {"text": "a much longer text about a boat on the river"}]
+    return Case(open_bundle(folder), good, {"text": "w" * 100_000})
+
+
 def make_onnx_tensor(folder: Path) -> Case:
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -129,6 +144,7 @@ BATCH_CASES: dict[str, Callable[[Path], Case]] = {
     "sklearn": make_iris,
     "python_class": make_echo,
     "onnx texts": make_minilm,
+    "GGUF vectors": make_gguf_vectors,
     "onnx tensors": make_onnx_tensor,
     "plugin": make_plugin,
 }
@@ -264,12 +280,13 @@ def test_a_concurrent_runtime_streams_counts_and_stops(tmp_path: Path):
 def test_every_built_in_runtime_is_named_in_the_suite():
     from wherry.worker.runtimes.catalog import BUILT_IN
 
-    covered = {"sklearn", "python_class", "onnx", "llama_cpp"}
+    covered = {"sklearn", "python_class", "onnx", "llama_cpp", "llama_embeddings"}
     elsewhere = {
         "upstream",
         "python_stream",
         "opencv",
         "recommender",
         "tflite",
+        "vllm",
     }  # tests/worker/runtimes
     assert set(BUILT_IN) == covered | elsewhere
