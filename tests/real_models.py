@@ -375,3 +375,37 @@ def airline_csv() -> Path:
     return series_csv(
         "Airline/Airline.csv", "28af0eb869db6d9fbd31d5af03993a0cbf36c0857c3eb046a068c094b60da851"
     )
+
+
+def smollm2_weights_folder(folder: Path, **options: object) -> Path:
+    """A bundle of the same model as Hugging Face keeps it: bfloat16 weights made of the GGUF file.
+
+    Takes half a minute and the packages torch, transformers, gguf and accelerate.
+    """
+    for name in ("torch", "gguf", "accelerate"):
+        pytest.importorskip(name, reason=f"pip install {name}")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    from safetensors.torch import save_file  # type: ignore[import-not-found]
+
+    gguf = smollm2_path()
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    del model.config.quantization_config  # it has none any more
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(folder)
+    weights = {name: each.bfloat16().contiguous() for name, each in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    names = sorted(each.name for each in folder.iterdir())
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    manifest = Manifest(
+        task="text-generation",
+        runtime="vllm",
+        licence="Apache-2.0",
+        files=("model.safetensors", *names),
+        options=options,
+        sample={"text": "Say hello.", "max_tokens": 4},
+    )
+    (folder / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
+    return folder

@@ -144,6 +144,21 @@ def make_static(folder: Path) -> Case:
     return Case(open_bundle(folder), [{"text": "a boat"}, {"text": "Paris"}], {"text": ""})
 
 
+def make_gguf_vectors(folder: Path) -> Case:
+    pytest.importorskip("xllamacpp")
+    (folder / "model.gguf").symlink_to(real_models.smollm2_path())
+    options = {"n_parallel": 4, "context_tokens": 64}
+    manifest = Manifest(
+        task="feature-extraction",
+        runtime="llama_embeddings",
+        files=("model.gguf",),
+        options=options,
+    )
+    write(folder, manifest)
+    good = [{"text": "a boat"}, {"text": "a much longer text about a boat on the river"}]
+    return Case(open_bundle(folder), good, {"text": "w" * 100_000})
+
+
 def make_onnx_tensor(folder: Path) -> Case:
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -220,6 +235,7 @@ BATCH_CASES: dict[str, MakeCase] = {
     "sklearn columns": make_penguins,
     "python_class": make_echo,
     "onnx texts": make_minilm,
+    "GGUF vectors": make_gguf_vectors,
     "onnx tensors": make_onnx_tensor,
     "onnx pairs": make_ranker,
     "onnx inference": make_inference,
@@ -386,6 +402,7 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "python_class",
         "onnx",
         "llama_cpp",
+        "llama_embeddings",
         "spacy",
         "static_embeddings",
     }
@@ -397,5 +414,6 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "opencv",
         "recommender",
         "tflite",
+        "vllm",
     }  # tests/worker/runtimes
     assert set(BUILT_IN) == covered | elsewhere

@@ -142,6 +142,12 @@ CASES: dict[str, Case] = {
         texts("hello", "you"),
         [Generation(text="a"), Generation(text="b")],
     ),
+    "image-text-to-text": Case(
+        TaskConfig(),
+        {"text": "which?", "image": "iVBORw=="},
+        {**texts("which?", "and this?"), "image": np.array([b"a", b"b"], dtype=object)},
+        [Generation(text="a"), Generation(text="b")],
+    ),
     "face-detection": Case(
         TaskConfig(options=SQUARE),
         {"image": [[0.0, 1.0], [1.0, 0.0]]},

@@ -25,6 +25,8 @@ SILENT_SAMPLES = 1600
 
 def make_sample(manifest: Manifest) -> dict[str, Any] | None:
     """One plain input by the task and the signature; None if none can be thought of."""
+    if manifest.task == "image-text-to-text":
+        return {"text": "Describe this picture.", "image": _grey_png(64, 64), "max_tokens": 4}
     if manifest.task == "text-generation":
         if manifest.runtime == "python_stream":  # its classes mostly expect a conversation
             return {"text": "Hello", "max_tokens": 4}

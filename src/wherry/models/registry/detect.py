@@ -17,6 +17,7 @@ from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust import spacy_folder
 from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
 from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
+from wherry.models.trust.gguf import check_gguf
 from wherry.models.trust.onnx import OnnxModel, check_onnx
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -30,11 +31,14 @@ CLASSIFIER_OUTPUTS = (
     {"output_label", "output_probability"},
 )
 SPLIT_GGUF = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+POOLING_TYPES = (1, 2, 3)
+"""`pooling_type` of GGUF models that make vectors: mean, first, last token."""
 RUNTIME_FORMATS = {
     "onnx": {"onnx"},
     "faster_whisper": {"ctranslate2"},
     "hibari": {"onnx"},
     "llama_cpp": {"gguf"},
+    "llama_embeddings": {"gguf"},
     "tflite": {"tflite"},
     "sklearn": {"skops", "pickle"},
     "spacy": {"spacy"},
@@ -141,8 +145,7 @@ def _detect_kind(
     if tflite := by_suffix.get(".tflite"):
         return Manifest(wishes.task or "tensor", "tflite", files=(_choose_only(tflite),))
     if gguf := by_suffix.get(".gguf"):
-        files = _choose_gguf(gguf)
-        return Manifest(wishes.task or "text-generation", "llama_cpp", files=files)
+        return _detect_gguf(folder, gguf, wishes)
     if models := by_suffix.get(".skops", []) + pickles:
         return _detect_sklearn(folder, _choose_only(models), wishes)
     if table := huggingface.find_static_table(folder, by_suffix.get(".safetensors", [])):
@@ -239,11 +242,39 @@ def _choose_only(found: Sequence[str]) -> str:
     return found[0]
 
 
+def _detect_gguf(folder: Path, found: Sequence[str], wishes: Wishes) -> Manifest:
+    """A language model, which sees if there is a projector beside it, or one that makes vectors."""
+    projectors = [path for path in found if "mmproj" in PurePosixPath(path).name.lower()]
+    models = _choose_gguf([path for path in found if path not in projectors] or found)
+    if len(found) == len(projectors):
+        raise InvalidInput(
+            f"{_list_some(found)} turns pictures into what a model reads, and there is no model",
+            hint="put the model's own .gguf file beside it",
+        )
+    if wishes.task in (None, "feature-extraction") and _makes_vectors(folder / models[0]):
+        return Manifest("feature-extraction", "llama_embeddings", files=models)
+    task = wishes.task or ("image-text-to-text" if projectors else "text-generation")
+    seeing = (_choose_projector(projectors),) if projectors and task != "text-generation" else ()
+    return Manifest(task, "llama_cpp", files=(*models, *seeing))
+
+
+def _makes_vectors(gguf: Path) -> bool:
+    """Whether the file says how vectors of tokens become one of the text."""
+    metadata = check_gguf(gguf)
+    architecture = metadata.get("general.architecture", "")
+    return metadata.get(f"{architecture}.pooling_type") in POOLING_TYPES
+
+
+def _choose_projector(found: Sequence[str]) -> str:
+    """The smallest loss first: publishers often give one in 16 bits and one in 8."""
+    return min(found, key=lambda path: ("f16" not in path.lower(), path))
+
+
 def _choose_gguf(found: Sequence[str]) -> tuple[str, ...]:
     """One file, or all parts of one split model in order."""
     parts = [SPLIT_GGUF.fullmatch(path) for path in sorted(found)]
     if not all(parts):
-        return (_choose_only([path for path in found if "mmproj" not in path.lower()] or found),)
+        return (_choose_only(found),)
     matches = [match for match in parts if match]
     expected = [
         f"{matches[0][1]}-{number:05}-of-{matches[0][3]}.gguf"

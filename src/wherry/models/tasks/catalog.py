@@ -23,6 +23,7 @@ BUILT_IN: dict[str, str] = {
     "text-generation": "wherry.models.tasks.generation:TEXT_GENERATION",
     "face-detection": "wherry.models.tasks.face_detection:FACE_DETECTION",
     "face-recognition": "wherry.models.tasks.face_recognition:FACE_RECOGNITION",
+    "image-text-to-text": "wherry.models.tasks.image_text_to_text:IMAGE_TEXT_TO_TEXT",
     "image-to-text": "wherry.models.tasks.image_to_text:IMAGE_TO_TEXT",
     "keypoint-detection": "wherry.models.tasks.keypoint_detection:KEYPOINT_DETECTION",
     "recommendation": "wherry.models.tasks.recommendation:RECOMMENDATION",

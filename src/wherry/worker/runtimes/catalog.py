@@ -23,8 +23,13 @@ BUILT_IN: dict[str, tuple[str, str]] = {
         "wherry.worker.runtimes.static_embeddings:StaticEmbeddingsRuntime",
         "onnx",
     ),
+    "llama_embeddings": (
+        "wherry.worker.runtimes.llama_embeddings:LlamaEmbeddingsRuntime",
+        "llama-cpp",
+    ),
     "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
     "python_stream": ("wherry.worker.runtimes.python_class:PythonStreamRuntime", ""),
+    "vllm": ("wherry.worker.runtimes.vllm:VllmRuntime", "vllm"),
     "upstream": ("wherry.worker.runtimes.upstream:UpstreamRuntime", ""),
 }
 """Name → (import string, the extra of `pip install 'wherry[extra]'` it needs)."""

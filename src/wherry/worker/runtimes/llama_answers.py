@@ -182,7 +182,7 @@ class LlamaAnswer:
             return delta
         delta.finish_reason = self._reason()
         delta.stop_text = self._stop_text
-        if delta.finish_reason != "length" and not self._request.body.get("stop"):
+        if delta.finish_reason != "length" and not self._request.stops:
             self._check_whole()
         return delta
 
@@ -200,7 +200,7 @@ class LlamaAnswer:
 
     def _take_stop_text(self, word: str) -> None:
         """Only if the request asked for it: chat templates bring stop texts of their own."""
-        if word in self._request.body.get("stop", ()):
+        if word in self._request.stops:
             self._stop_text = word
 
     def _tell_length(self, delta: TextDelta) -> None:
