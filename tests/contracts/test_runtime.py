@@ -371,5 +371,8 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "opencv",
         "recommender",
         "tflite",
+        "torch",
+        "keras",
+        "tensorflow",
     }  # tests/worker/runtimes
     assert set(BUILT_IN) == covered | elsewhere
