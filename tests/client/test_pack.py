@@ -226,7 +226,7 @@ def test_a_model_file_comes_back_as_it_is(packed, tmp_path):
     file = tmp_path / "m.onnx"
     file.write_bytes(b"x")
     assert packed(file) == file
-    for name in ("m.pt", "m.h5", "m"):
+    for name in ("m.pth", "m.bin", "m"):
         other = tmp_path / name
         other.write_bytes(b"x")
         with pytest.raises(FormatNotAllowed, match="not a model file"):

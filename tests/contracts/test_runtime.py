@@ -415,5 +415,8 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "recommender",
         "tflite",
         "vllm",
+        "torch",
+        "keras",
+        "tensorflow",
     }  # tests/worker/runtimes
     assert set(BUILT_IN) == covered | elsewhere

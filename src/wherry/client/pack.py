@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from wherry.models.bundle import Manifest
     from wherry.models.tasks.task import TensorSpec
 
-MODEL_SUFFIXES = (".skops", ".onnx", ".gguf", ".py", ".pkl", ".pickle", ".joblib")
+MODEL_SUFFIXES = (
+    *(".skops", ".onnx", ".gguf", ".tflite", ".pt", ".pt2", ".keras", ".h5", ".hdf5"),
+    *(".py", ".pkl", ".pickle", ".joblib"),
+)
 """Single files that the server knows how to import."""
 PYTHON_CLASS = "docs/custom-models.md"
 

@@ -485,7 +485,7 @@ def test_options_with_nulls_are_refused_before_they_are_lost(tmp_path: Path):
         ({}, "nothing"),
         ({"README.md": "hi"}, "README.md"),
         ({"model.safetensors": b"x", "config.json": {}}, "export the model to ONNX"),
-        ({"model.pt": b"x"}, "PyTorch"),
+        ({"model.pt": b"x"}, "TorchScript"),
         ({"model.keras": b"x"}, "Keras"),
     ],
 )

@@ -19,6 +19,8 @@ from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
 from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
 from wherry.models.trust.gguf import check_gguf
 from wherry.models.trust.onnx import OnnxModel, check_onnx
+from wherry.models.trust.saved_model import FILE_NAME as SAVED_MODEL
+from wherry.models.trust.saved_model import VARIABLES
 
 MAX_MANIFEST_BYTES = 4 << 20
 ANY_TENSOR = Signature((TensorSpec("X", "", ()),), (TensorSpec("X", "", ()),))
@@ -43,13 +45,20 @@ RUNTIME_FORMATS = {
     "sklearn": {"skops", "pickle"},
     "spacy": {"spacy"},
     "static_embeddings": {"safetensors"},
+    "torch": {"torchscript", "torch-export"},
+    "keras": {"keras", "hdf5"},
+    "tensorflow": {"saved-model"},
 }
 """Runtime → formats that its main file may have; other runtimes open what they like."""
 
+GRAPH_SUFFIXES = {"torch": (".pt2", ".pt"), "keras": (".keras", ".h5", ".hdf5")}
+"""Runtimes whose file says all that is needed, and how their files are called."""
+
 SUPPORTED = (
-    "supported: one .onnx, .tflite, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
-    "model.onnx; a spaCy pipeline; a Whisper folder with model.bin (CTranslate2) and tokenizer.json; "
-    "model.py with a class Model; or a folder with wherry.toml"
+    "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; a SavedModel; a "
+    "Hugging Face folder with tokenizer.json and model.onnx; a spaCy pipeline; a Whisper folder with "
+    "model.bin (CTranslate2) and tokenizer.json; model.py with a class Model; or a folder with "
+    "wherry.toml"
 )
 
 
@@ -144,6 +153,11 @@ def _detect_kind(
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):
         return Manifest(wishes.task or "tensor", "tflite", files=(_choose_only(tflite),))
+    if SAVED_MODEL in paths:
+        return _detect_saved_model(paths, wishes)
+    for runtime, suffixes in GRAPH_SUFFIXES.items():
+        if graphs := [path for suffix in suffixes for path in by_suffix.get(suffix, [])]:
+            return Manifest(wishes.task or "tensor", runtime, files=(_choose_only(graphs),))
     if gguf := by_suffix.get(".gguf"):
         return _detect_gguf(folder, gguf, wishes)
     if models := by_suffix.get(".skops", []) + pickles:
@@ -231,6 +245,12 @@ def _detect_sklearn(folder: Path, main: str, wishes: Wishes) -> Manifest:
     return Manifest(
         task=wishes.task or guessed or "tabular-classification", runtime="sklearn", files=(main,)
     )
+
+
+def _detect_saved_model(paths: Sequence[str], wishes: Wishes) -> Manifest:
+    """A folder of TensorFlow's: the graph, and the variables beside it."""
+    variables = [path for path in paths if VARIABLES.fullmatch(path)]
+    return Manifest(wishes.task or "tensor", "tensorflow", files=(SAVED_MODEL, *variables))
 
 
 def _choose_only(found: Sequence[str]) -> str:
@@ -340,10 +360,8 @@ def _check_content(
 
 
 def _explain_missing(by_suffix: Mapping[str, Sequence[str]]) -> str:
-    if {".safetensors", ".bin", ".pt", ".pth"} & by_suffix.keys():
-        return "PyTorch weights are not served: export the model to ONNX or GGUF; " + SUPPORTED
-    if {".h5", ".keras", ".pb"} & by_suffix.keys():
-        return "Keras and TensorFlow models are not served: export to ONNX; " + SUPPORTED
+    if {".safetensors", ".bin", ".pth"} & by_suffix.keys():
+        return "weights alone are not served: export the model to ONNX or TorchScript; " + SUPPORTED
     return SUPPORTED
 
 
