@@ -98,14 +98,16 @@ def _wait_for_file(process: subprocess.Popen[bytes], folder: Path) -> dict[str, 
 
 
 @contextmanager
-def run_server(folder: Path, *arguments: str, **variables: str) -> Iterator[LiveServer]:
+def run_server(
+    folder: Path, *arguments: str, python: str = sys.executable, **variables: str
+) -> Iterator[LiveServer]:
     """A server with its own home and data folder; ended, with its children, afterwards."""
     home, data = folder / "home", folder / "data"
     home.mkdir(exist_ok=True)
     with (home / "serve.log").open("ab") as log:
         process = subprocess.Popen(
             [
-                sys.executable,
+                python,
                 "-m",
                 "wherry",
                 "serve",

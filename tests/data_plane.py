@@ -53,6 +53,9 @@ def write_model(folder: Path, source: str, *, idempotent: bool = True) -> Path:
 class DataPlane:
     """What a test drives."""
 
+    patience_seconds = 20
+    """For a worker to become ready; large frameworks need more."""
+
     def __init__(self, folder: Path, run_folder: Path, settings: Settings) -> None:
         self.folder = folder
         self.scratch = run_folder / "scratch"
@@ -84,7 +87,7 @@ class DataPlane:
 
     async def wait_for(self, worker: WorkerHandle, kind: str) -> WorkerEvent:
         """The first event of a kind that a worker has had."""
-        for _ in range(2000):
+        for _ in range(self.patience_seconds * 100):
             for event in self.events:
                 if event.id == worker.id and event.kind == kind:
                     return event

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from wherry.models.bundle import Bundle
-from wherry.models.codecs.predict import encoder
+from wherry.models.codecs.plain_json import encode_plain
 from wherry.models.tasks.catalog import find_task
 from wherry.worker.runtimes.catalog import create_runtime
 
@@ -35,7 +35,7 @@ class Served:
     def ask(self, **body: Any) -> dict[str, Any]:
         """One plain answer, as JSON carries it."""
         plain = self.task.to_plain(self.outputs(body)[0], self.config)
-        return json.loads(encoder.encode(plain))
+        return json.loads(encode_plain(plain))
 
 
 def file_of(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:

@@ -345,3 +345,67 @@ def cities_sound() -> Path:
         "moonshine_voice/assets/two_cities.wav",
         "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
     )
+
+
+def penguins_csv() -> Path:
+    """344 penguins, some of their values missing (15 kB, MIT)."""
+    return fetch_member(
+        "palmerpenguins==0.1.6",
+        "palmerpenguins/data/penguins.csv",
+        "f204db2c753b0937caac3cb35258562c14f073e4bbc76be24b4c51ce22767a93",
+    )
+
+
+def cars_json() -> Path:
+    """406 cars of 1970 to 1982 (100 kB, MIT)."""
+    return fetch_member(
+        "vega-datasets==0.9.0",
+        "vega_datasets/_data/cars.json",
+        "f686a53678b21f4231e2f6a5ba7ce5761d9d39204fccdea1caa29fb8c460e319",
+    )
+
+
+def series_csv(member: str, sha256: str) -> Path:
+    """A series that comes with sktime (BSD-3-Clause, some kB)."""
+    return fetch_member("sktime==1.2.0", f"sktime/datasets/data/{member}", sha256)
+
+
+def airline_csv() -> Path:
+    """Air passengers of 144 months."""
+    return series_csv(
+        "Airline/Airline.csv", "28af0eb869db6d9fbd31d5af03993a0cbf36c0857c3eb046a068c094b60da851"
+    )
+
+
+def smollm2_weights_folder(folder: Path, **options: object) -> Path:
+    """A bundle of the same model as Hugging Face keeps it: bfloat16 weights made of the GGUF file.
+
+    Takes half a minute and the packages torch, transformers, gguf and accelerate.
+    """
+    for name in ("torch", "gguf", "accelerate"):
+        pytest.importorskip(name, reason=f"pip install {name}")
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    from safetensors.torch import save_file  # type: ignore[import-not-found]
+
+    gguf = smollm2_path()
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    del model.config.quantization_config  # it has none any more
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(folder)
+    weights = {name: each.bfloat16().contiguous() for name, each in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    names = sorted(each.name for each in folder.iterdir())
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    manifest = Manifest(
+        task="text-generation",
+        runtime="vllm",
+        licence="Apache-2.0",
+        files=("model.safetensors", *names),
+        options=options,
+        sample={"text": "Say hello.", "max_tokens": 4},
+    )
+    (folder / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
+    return folder

@@ -584,6 +584,7 @@ class GatewayProcess:
     def _make_rows(self, all_rows: Callable[[], list[Any]]) -> list[Any]:
         from wherry.doors.anthropic import AnthropicDoor
         from wherry.doors.hub import HubDoor
+        from wherry.doors.huggingface import HuggingFaceDoor
         from wherry.doors.inference import InferenceDoor
         from wherry.doors.kserve_v1 import KserveV1Door
         from wherry.doors.mlflow import MlflowDoor
@@ -630,6 +631,7 @@ class GatewayProcess:
             OpenAIImagesDoor(self._gateway),
             AnthropicDoor(self._gateway),
             RerankDoor(self._gateway),
+            HuggingFaceDoor(self._gateway),
             InferenceDoor(self._gateway, self._models),
             OpenAIFilesDoor(files, FileUploads(files, settings)),
             OpenAIBatchesDoor(

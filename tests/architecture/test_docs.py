@@ -26,6 +26,7 @@ from wherry.doors.errors import HTTP_STATUS
 from wherry.models.bundle import Bundle, Manifest, decode_manifest
 from wherry.models.tasks.tensor import TensorInput
 from wherry.settings import PREFIX, Settings
+from wherry.worker.runtimes.catalog import BUILT_IN
 from wherry.worker.runtimes.runtime import BatchRuntime
 
 assert cli_main  # its import registers the commands
@@ -233,3 +234,10 @@ def test_a_picture_can_be_read_and_says_what_it_shows(picture: Path):
     names = {child.tag.rpartition("}")[2] for child in tree}
     assert {"title", "desc"} <= names
     assert any(picture.name in read(page) for page in PAGES), "no page shows it"
+
+
+def test_every_runtime_is_in_the_table_with_its_extra():
+    table = read(ROOT / "docs" / "runtimes.md").partition("## Install")[0]
+    for name, (_, extra) in BUILT_IN.items():
+        (row,) = [line for line in table.splitlines() if re.match(rf"\|[^|]*`{name}`", line)]
+        assert not extra or f"| `{extra}` |" in row

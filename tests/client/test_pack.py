@@ -12,6 +12,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -134,6 +135,47 @@ def test_columns_of_text_and_numbers(packed):
     assert "pass sample=" in caught.value.hint
 
 
+def test_a_data_frame_tells_names_kinds_categories_and_holes(packed):
+    pandas = pytest.importorskip("pandas", reason="pip install pandas")
+    frame = pandas.DataFrame(
+        {
+            "size": [1.0, None, 3.0, 4.0],
+            "colour": ["red", "blue", None, "blue"],
+            "new": [True, False, True, False],
+            "rooms": [1, 2, 3, 4],
+        }
+    )
+    encode = ColumnTransformer(
+        [
+            ("size", SimpleImputer(), ["size"]),
+            ("colour", OneHotEncoder(handle_unknown="ignore"), ["colour"]),
+        ],
+        remainder="passthrough",
+    )
+    model = make_pipeline(encode, LogisticRegression()).fit(frame, [0, 1, 0, 1])
+    folder = packed(model, sample=frame)
+    bundle = open_bundle(folder)
+    assert bundle.manifest.options["columns"] == [
+        {"name": "size", "required": False},
+        {
+            "name": "colour",
+            "kind": "category",
+            "required": False,
+            "categories": ["blue", "red"],
+            "accepts_unknown": True,
+        },
+        {"name": "new", "kind": "boolean"},
+        {"name": "rooms"},
+    ]
+    assert bundle.manifest.sample == {
+        "row": {"size": 1.0, "colour": "red", "new": True, "rooms": 1}
+    }
+    for index in range(4):
+        row = {k: None if v != v else v for k, v in frame.iloc[index].to_dict().items()}
+        expected = model.predict_proba(frame.iloc[[index]])[0].max()
+        assert serve(folder, row)["confidence"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_types_that_are_not_trusted_are_named_with_the_way_out(packed):
     model = make_pipeline(Mystery(), LogisticRegression(max_iter=500)).fit(ROWS, SPECIES)
     with pytest.raises(FormatNotAllowed, match="Mystery") as caught:
@@ -184,7 +226,7 @@ def test_a_model_file_comes_back_as_it_is(packed, tmp_path):
     file = tmp_path / "m.onnx"
     file.write_bytes(b"x")
     assert packed(file) == file
-    for name in ("m.pt", "m.h5", "m"):
+    for name in ("m.pth", "m.bin", "m"):
         other = tmp_path / name
         other.write_bytes(b"x")
         with pytest.raises(FormatNotAllowed, match="not a model file"):

@@ -72,6 +72,11 @@ CATALOG = [
         fit_reason="needs 1048576 MiB, 4000 MiB are free",
     ),
 ]
+RUNTIMES = [
+    schema.RuntimeInfo(name="onnx", extra="onnx", place="server", packages={"onnxruntime": "1"}),
+    schema.RuntimeInfo(name="tflite", extra="tflite", place="own environment", size_bytes=1 << 20),
+    schema.RuntimeInfo(name="torch", extra="torch"),
+]
 SAMPLES: dict[str, dict[str, Any]] = {
     "text-classification": {"text": "what a lovely day"},
     "text-generation": {"messages": [{"role": "user", "content": "Hi"}]},
@@ -94,6 +99,7 @@ class Twin:
         self.jobs: dict[str, schema.Job] = {}
         self.uploads: dict[str, dict[str, bytes]] = {}
         self.keys: dict[str, schema.Key] = {}
+        self.runtimes = {each.name: each for each in RUNTIMES}
         self.events: list[schema.Event] = []
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request, in order."""
@@ -510,6 +516,28 @@ class Twin:
         values = {"day": "2026-01-02", "key": "ci", "model": "smollm2", "deployment": "smollm2"}
         return page([msgspec.structs.replace(row, **{name: values[name] for name in by})], request)
 
+    async def list_runtimes(self, request: Request) -> Any:
+        return page([self.runtimes[name] for name in sorted(self.runtimes)], request)
+
+    async def install_runtime(self, request: Request) -> Any:
+        runtime = find(self.runtimes, request.path_params["name"], "runtime")
+
+        def work() -> dict[str, Any]:
+            self.runtimes[runtime.name] = msgspec.structs.replace(
+                runtime, place="own environment", packages={"torch": "2.13.0"}, size_bytes=1 << 30
+            )
+            return {"runtime": runtime.name, "place": "own environment"}
+
+        return self.start_job("install", work)
+
+    async def remove_runtime(self, request: Request) -> Any:
+        runtime = find(self.runtimes, request.path_params["name"], "runtime")
+        if runtime.place != "own environment":
+            raise errors.NotFound(f"runtime {runtime.name!r} has no environment of its own")
+        if request.query_params.get("dry_run") != "true":
+            self.runtimes[runtime.name] = schema.RuntimeInfo(name=runtime.name)
+        return runtime
+
     async def doctor(self, request: Request) -> Any:
         problems = [
             schema.Problem(
@@ -643,6 +671,9 @@ class Twin:
             ("DELETE", f"{platform}/keys/{{id}}", self.revoke_key),
             ("GET", f"{platform}/usage", self.usage),
             ("GET", f"{platform}/doctor", self.doctor),
+            ("GET", f"{platform}/runtimes", self.list_runtimes),
+            ("POST", f"{platform}/runtimes/{{name}}:install", self.install_runtime),
+            ("DELETE", f"{platform}/runtimes/{{name}}", self.remove_runtime),
             ("POST", "/predict/{name}", self.predict),
             ("POST", "/v1/chat/completions", self.chat),
             ("POST", "/v1/embeddings", self.embeddings),

@@ -144,6 +144,21 @@ def make_static(folder: Path) -> Case:
     return Case(open_bundle(folder), [{"text": "a boat"}, {"text": "Paris"}], {"text": ""})
 
 
+def make_gguf_vectors(folder: Path) -> Case:
+    pytest.importorskip("xllamacpp")
+    (folder / "model.gguf").symlink_to(real_models.smollm2_path())
+    options = {"n_parallel": 4, "context_tokens": 64}
+    manifest = Manifest(
+        task="feature-extraction",
+        runtime="llama_embeddings",
+        files=("model.gguf",),
+        options=options,
+    )
+    write(folder, manifest)
+    good = [{"text": "a boat"}, {"text": "a much longer text about a boat on the river"}]
+    return Case(open_bundle(folder), good, {"text": "w" * 100_000})
+
+
 def make_onnx_tensor(folder: Path) -> Case:
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -175,6 +190,22 @@ def make_recipe_case(name: str, bad: dict[str, Any], *good: dict[str, Any]) -> M
     return make
 
 
+def make_forecaster(folder: Path) -> Case:
+    write(folder, Manifest(task="time-series-forecasting", runtime="forecaster"))
+    good = [{"target": [1.0, 2.0, 4.0, 3.0, 5.0]}, {"target": [3.0, None, 1.0]}]
+    bad = {"target": [1.0], "horizon": 1, "covariates": {"price": [1.0, 2.0]}}
+    return Case(open_bundle(folder), good, bad)
+
+
+def make_penguins(folder: Path) -> Case:
+    pytest.importorskip("skops")
+    recipe = find_recipe("penguins")
+    sources = {"penguins.csv": real_models.penguins_csv()}
+    recipe.run(recipe.parameters(), sources, folder, lambda *_: None)
+    good = [{"bill_length_mm": 34.1, "sex": "male"}, {"island": "Biscoe", "body_mass_g": 5400}]
+    return Case(open_bundle(folder), good, {"sex": "unknown"})
+
+
 def make_plugin(folder: Path) -> Case:
     """A package on the path with an entry point, as pip would install it."""
     site = folder / "site"
@@ -199,9 +230,12 @@ GREY: list[list[float]] = [[0.5] * 40] * 30
 DARK: list[list[float]] = [[0.1] * 20] * 50
 
 BATCH_CASES: dict[str, MakeCase] = {
+    "forecaster": make_forecaster,
     "sklearn": make_iris,
+    "sklearn columns": make_penguins,
     "python_class": make_echo,
     "onnx texts": make_minilm,
+    "GGUF vectors": make_gguf_vectors,
     "onnx tensors": make_onnx_tensor,
     "onnx pairs": make_ranker,
     "onnx inference": make_inference,
@@ -362,7 +396,16 @@ def test_a_concurrent_runtime_streams_counts_and_stops(tmp_path: Path):
 def test_every_built_in_runtime_is_named_in_the_suite():
     from wherry.worker.runtimes.catalog import BUILT_IN
 
-    covered = {"sklearn", "python_class", "onnx", "llama_cpp", "spacy", "static_embeddings"}
+    covered = {
+        "forecaster",
+        "sklearn",
+        "python_class",
+        "onnx",
+        "llama_cpp",
+        "llama_embeddings",
+        "spacy",
+        "static_embeddings",
+    }
     elsewhere = {
         "upstream",
         "python_stream",
@@ -371,5 +414,9 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "opencv",
         "recommender",
         "tflite",
+        "vllm",
+        "torch",
+        "keras",
+        "tensorflow",
     }  # tests/worker/runtimes
     assert set(BUILT_IN) == covered | elsewhere

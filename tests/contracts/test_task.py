@@ -15,6 +15,7 @@ from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.face import Face
 from wherry.models.tasks.face_detection import FaceDetection
 from wherry.models.tasks.face_recognition import Comparison, FaceRecognition, KnownFace
+from wherry.models.tasks.forecasting import Forecast, ForecastInput, Series, SeriesForecast
 from wherry.models.tasks.generation import Generation
 from wherry.models.tasks.image_fit import Frame
 from wherry.models.tasks.image_segmentation import Segmentation
@@ -85,6 +86,17 @@ CASES: dict[str, Case] = {
         {"input": np.ones((2, 2), np.float32)},
         [RegressionOutput(values=np.array([1.5, 2.5], np.float32))],
     ),
+    "time-series-forecasting": Case(
+        TaskConfig(options={"horizon": 2, "quantiles": [0.1, 0.9]}),
+        {"target": [1.0, None, 3.0]},
+        {"target": np.ones((2, 3))},
+        [
+            Forecast(
+                asked=ForecastInput([Series(np.ones(3))] * 2, 2, (0.1, 0.9)),
+                forecasts=[SeriesForecast(np.ones(2), np.ones((2, 2)))] * 2,
+            )
+        ],
+    ),
     "text-classification": Case(
         TaskConfig(labels=LABELS),
         {"text": "a calm day"},
@@ -128,6 +140,12 @@ CASES: dict[str, Case] = {
         TaskConfig(),
         {"text": "hello"},
         texts("hello", "you"),
+        [Generation(text="a"), Generation(text="b")],
+    ),
+    "image-text-to-text": Case(
+        TaskConfig(),
+        {"text": "which?", "image": "iVBORw=="},
+        {**texts("which?", "and this?"), "image": np.array([b"a", b"b"], dtype=object)},
         [Generation(text="a"), Generation(text="b")],
     ),
     "face-detection": Case(

@@ -521,6 +521,9 @@ def test_every_row_needs_its_scope(server: LiveServer, deployment: str) -> None:
         ("GET", "/deployments/missing/logs", {"operate"}),
         ("GET", "/workers", {"operate"}),
         ("GET", "/doctor", {"operate"}),
+        ("GET", "/runtimes", set[str]()),
+        ("POST", "/runtimes/missing:install", {"operate"}),
+        ("DELETE", "/runtimes/missing", {"operate"}),
         ("GET", "/keys", {"admin"}),
         ("POST", "/keys", {"admin"}),
         ("DELETE", "/keys/key_none", {"admin"}),
@@ -587,6 +590,20 @@ def test_what_belongs_to_another_team_is_not_there(
     for path in ("/overview", "/doctor", "/catalog", "/keys"):
         assert deployment not in stranger.get(P + path).text
     server.http.delete(f"{P}/uploads/{upload_id}")
+
+
+def test_runtimes_say_where_they_are_installed(server: LiveServer) -> None:
+    found = {each["name"]: each for each in server.http.get(P + "/runtimes").json()["items"]}
+    assert found["python_class"]["place"] == "server"
+    assert {"onnx", "torch", "keras", "tensorflow"} <= found.keys()
+    refused = server.http.post(P + "/runtimes/python_class:install")
+    assert (refused.status_code, code_of(refused)) == (400, "invalid_input")
+    for method, path in (
+        ("POST", "/runtimes/nothing:install"),
+        ("DELETE", "/runtimes/nothing"),
+        ("DELETE", "/runtimes/python_class"),
+    ):
+        assert server.http.request(method, P + path).status_code == 404, path
 
 
 def test_pages_follow_each_other(server: LiveServer) -> None:

@@ -90,6 +90,34 @@ def test_calls_are_decided_by_number_and_argument(
     assert answer("fchmod") == seccomp.FAIL, "done without effect"
 
 
+def test_a_runtime_that_is_a_server_may_start_programs_and_talk_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, machine: str
+):
+    made: list[bytes] = []
+    assemble = seccomp.assemble
+    monkeypatch.setattr(seccomp, "assemble", lambda rules: assemble(rules, machine))
+    monkeypatch.setattr(seccomp, "install", made.append)
+    seccomp.confine_programs()
+
+    def answer(name: str, *arguments: int) -> int:
+        return decide(made[0], MACHINES[machine], NUMBERS[name][COLUMN[machine][0]], *arguments)
+
+    assert answer("clone", 17) == answer("execve") == answer("kill", 5, 9) == seccomp.ALLOW
+    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+        assert answer("clone", flag | 17) == EPERM, f"a namespace: {flag:x}"
+    assert answer("clone", 0x80 | 17) == EPERM, "a clock of its own"
+    assert answer("clone3") == ENOSYS
+    for family in (1, 2, 10, 16):
+        assert answer("socket", family, 1, 0) == seccomp.ALLOW
+    for family in (17, 38, 40):
+        assert answer("socket", family, 1, 0) == EPERM
+    assert answer("mmap", 0, 4096, 3, 0x21) == seccomp.ALLOW, "its processes share memory"
+    for name in ("ptrace", "process_vm_readv", "mount", "unshare", "setns", "bpf", "keyctl"):
+        assert answer(name) == EPERM
+    assert answer("io_uring_setup") == ENOSYS
+    assert answer("fchmod") == seccomp.FAIL, "done without effect"
+
+
 def test_what_is_not_named_passes_and_what_nobody_knows_does_not_exist(
     monkeypatch: pytest.MonkeyPatch, machine: str
 ):

@@ -31,7 +31,7 @@ def jobs(
     dry_run: DryRun = False,
     common: Common = DEFAULT,
 ) -> None:
-    """List pulls, imports and trainings, or look after one of them.
+    """List pulls, imports, trainings and installations, or look after one of them.
 
     Args:
         job: Its id.
@@ -64,6 +64,8 @@ def _now(job: Job) -> str:
     """The error of one that failed, the result of one that succeeded, else how far it is."""
     if job.state == "failed":
         return job.error
+    if "runtime" in job.result:
+        return f"runtime {job.result['runtime']}"
     if "model" in job.result:
         return f"{job.result['model']}@{job.result.get('version')}"
     return f"{job.progress.stage} {format_amount(job.progress, None)}".strip()

@@ -23,7 +23,9 @@ from wherry.cli.output import (
     progress,
     show,
 )
-from wherry.client.schema import CatalogEntry, Deployment, Job, Model, Version
+from wherry.client.schema import CatalogEntry, ColumnInfo, Deployment, Job, Model, Version
+
+MAX_SHOWN_CATEGORIES = 8
 
 
 @command("catalog", group=MODELS, examples=["wherry catalog", "wherry catalog -o json"])
@@ -249,6 +251,7 @@ def _print_version(model: Model, version: Version | None, deployments: list[Depl
             "good at": card.good_at,
             "bad at": card.bad_at,
             "labels": ", ".join(card.labels),
+            "columns": "; ".join(map(_describe_column, card.columns)),
             "size": format_bytes(card.size_bytes),
             "memory": f"{card.memory_mib} MiB" if card.memory_mib else "",
             "sample": msgspec.json.encode(card.sample).decode() if card.sample else "",
@@ -261,6 +264,14 @@ def _print_version(model: Model, version: Version | None, deployments: list[Depl
         ": ".join(filter(None, (each.name, each.state, describe_rollout(each)))) for each in served
     )
     print_fields(fields)
+
+
+def _describe_column(column: ColumnInfo) -> str:
+    """`sex: category (female, male), optional`."""
+    shown = ", ".join(column.categories[:MAX_SHOWN_CATEGORIES])
+    more = " …" if len(column.categories) > MAX_SHOWN_CATEGORIES else ""
+    values = f" ({shown}{more}{', or others' if column.accepts_unknown else ''})" if shown else ""
+    return f"{column.name}: {column.kind}{values}{'' if column.required else ', optional'}"
 
 
 def _serves(deployment: Deployment, model: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import platform
 import shlex
 import shutil
-from importlib.util import find_spec
 from typing import Literal
 
 from cyclopts import App
@@ -17,18 +16,10 @@ from wherry.cli.command import DEFAULT, SERVER, Common, DryRun, app, command
 from wherry.cli.deployments import print_deployments
 from wherry.cli.output import format_age, note, print_fields, print_table, print_wrapped, show
 from wherry.client.local import find_address, find_server, list_servers, servers_folder
-from wherry.client.schema import Overview, Problem
+from wherry.client.schema import Overview, Problem, RuntimeInfo
 from wherry.settings import client_environment, default_data_folder
 
 MINIMUM_FREE_BYTES = 2_000_000_000
-FRAMEWORKS = {
-    "onnxruntime": "onnx",
-    "sklearn": "sklearn",
-    "skops": "sklearn",
-    "xllamacpp": "llama-cpp",
-    "PIL": "image",
-}
-"""Module → the extra that brings it."""
 
 
 @command("status", group=SERVER, examples=["wherry status", "wherry status -o json"])
@@ -80,7 +71,8 @@ def doctor(*, common: Common = DEFAULT) -> int:
     told = _check_server(common)
     problems = [*check_machine(), *told]
     if not any(problem.subject == "sandbox" for problem in told):
-        problems += _check_sandbox()  # no server has said what it found
+        # no server has said what it found
+        problems += [*_check_sandbox(), *_check_runtimes()]
     show(common, problems, lambda: print_problems(problems))
     if not problems and common.output == "table":
         print("nothing is wrong")
@@ -101,7 +93,7 @@ def _check_server(common: Common) -> list[Problem]:
 
 def check_machine() -> list[Problem]:
     """What is wrong or missing here, without asking a server."""
-    return [*_check_disk(), *_check_frameworks(), *_check_key_files()]
+    return [*_check_disk(), *_check_key_files()]
 
 
 def _check_sandbox() -> list[Problem]:
@@ -134,17 +126,17 @@ def _check_disk() -> list[Problem]:
     return [Problem(severity="warning", subject=str(folder), what=what, remedy=remedy)]
 
 
-def _check_frameworks() -> list[Problem]:
-    missing = {extra: module for module, extra in FRAMEWORKS.items() if find_spec(module) is None}
-    return [
-        Problem(
-            severity="info",
-            subject=module,
-            what="it is not installed here, so this machine cannot serve its models",
-            remedy=f"pip install 'wherry[{extra}]'",
-        )
-        for extra, module in missing.items()
-    ]
+def _check_runtimes() -> list[Problem]:
+    from wherry.jobs.runtime_environments import explain
+
+    return [problem for each in _find_runtimes() if (problem := explain(each)) is not None]
+
+
+def _find_runtimes() -> list[RuntimeInfo]:
+    """What could run models here, with the environments of the usual data folder."""
+    from wherry.jobs.runtime_environments import RuntimeEnvironments
+
+    return RuntimeEnvironments(default_data_folder() / "environments").list()
 
 
 def _check_key_files() -> list[Problem]:
@@ -188,14 +180,13 @@ def _print_exports(variables: dict[str, str]) -> None:
 @command("version", group=SERVER, examples=["wherry version", "wherry version -o json"])
 def show_version(*, common: Common = DEFAULT) -> None:
     """Show the versions of Wherry, Python and what models need."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import version
 
     versions = {"wherry": __version__, "python": platform.python_version()}
-    for package in ("onnxruntime", "scikit-learn", "skops", "xllamacpp", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions["numpy"] = version("numpy")
+    for each in _find_runtimes():
+        where = "" if each.place == "server" else f" of {each.name}'s own environment"
+        versions |= {f"{package}{where}": found for package, found in each.packages.items()}
     versions["system"] = platform.platform()
     show(common, versions, lambda: print_table(("WHAT", "VERSION"), list(versions.items())))
 

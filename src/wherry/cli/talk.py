@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,8 +33,13 @@ from wherry.client.schema import Deployment
 if TYPE_CHECKING:
     from wherry.client import Client
 
-CHAT_TASK = "text-generation"
+SEEING_TASK = "image-text-to-text"
+CHAT_TASKS = ("text-generation", SEEING_TASK)
+Question = str | list[dict[str, Any]]
+"""Words, or words and pictures as OpenAI's API has them."""
 LONGEST_SAMPLE = 200
+LONGEST_PATH = 1024
+"""Characters: what is longer is no file's name."""
 FAREWELLS = ("/bye", "/exit", "/quit")
 
 
@@ -59,7 +64,8 @@ def run(
 
     Args:
         model: A deployment, a model or a name of the catalogue.
-        prompt: The question; for other models a text, a JSON object or a file.
+        prompt: The question, with files of pictures for models that see; for other models a text, a
+            JSON object or a file.
         system: What the model is told before the conversation.
         max_tokens: Longest answer.
         temperature: 0 = always the likeliest word.
@@ -73,7 +79,7 @@ def run(
         deployment = _make_ready(client, model)
         params = {"max_tokens": max_tokens, "temperature": temperature}
         chosen = {name: value for name, value in params.items() if value is not None}
-        _converse(client, common, deployment, " ".join(prompt), system, chosen)
+        _converse(client, common, deployment, prompt, system, chosen)
 
 
 def _with_server(common: Common, *, dry_run: bool) -> Common:
@@ -130,12 +136,13 @@ def _converse(
     client: Client,
     common: Common,
     deployment: Deployment,
-    prompt: str,
+    words: Sequence[str],
     system: str | None,
     params: dict[str, Any],
 ) -> None:
     """One answer to a prompt, or a chat."""
-    is_chat = deployment.task == CHAT_TASK
+    is_chat = deployment.task in CHAT_TASKS
+    prompt = " ".join(words)
     if not prompt and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
     if not prompt and not is_chat:
@@ -150,10 +157,33 @@ def _converse(
     chat = Chat(client, deployment.name, system, params)
     if not prompt:
         chat.loop()
-    elif common.output == "json":
-        print_json(chat.ask(prompt))
+        return
+    question = _with_pictures(words) if deployment.task == SEEING_TASK else prompt
+    if common.output == "json":
+        print_json(chat.ask(question))
     else:
-        chat.tell(prompt)
+        chat.tell(question)
+
+
+def _with_pictures(words: Sequence[str]) -> Question:
+    """Words of a command line as a question; those that name a picture's file become pictures."""
+    from mimetypes import guess_type
+
+    from wherry.models.tasks.chat_pictures import picture_url
+    from wherry.models.tasks.image_text_to_text import QUESTION
+
+    parts: list[dict[str, Any]] = []
+    said: list[str] = []
+    for word in words:
+        kind = guess_type(word)[0] or ""
+        path = Path(word).expanduser()
+        if kind.startswith("image/") and len(word) < LONGEST_PATH and path.is_file():
+            url = picture_url(path.read_bytes(), kind)
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+        else:
+            said.append(word)
+    text = " ".join(said)
+    return [*parts, {"type": "text", "text": text or QUESTION}] if parts else text
 
 
 def _keep_files(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> dict[str, Any]:
@@ -188,7 +218,7 @@ def read_input(prompt: str, sample: dict[str, Any]) -> dict[str, Any]:
         except msgspec.DecodeError as error:
             raise errors.InvalidInput(f"the prompt is not valid JSON: {error}") from error
     path = Path(prompt).expanduser()
-    if len(prompt) < 1024 and path.is_file():
+    if len(prompt) < LONGEST_PATH and path.is_file():
         if path.suffix == ".json":
             return read_input(path.read_text(encoding="utf-8"), sample)
         if path.suffix == ".txt":
@@ -249,14 +279,14 @@ class Chat:
         if system:
             self._messages.append({"role": "system", "content": system})
 
-    def ask(self, question: str) -> Any:
+    def ask(self, question: Question) -> Any:
         """A whole answer."""
         self._messages.append({"role": "user", "content": question})
         answer = self._client.chat(self._deployment, self._messages, **self._params)
         self._messages.append({"role": "assistant", "content": answer.text})
         return answer
 
-    def tell(self, question: str) -> None:
+    def tell(self, question: Question) -> None:
         """Print an answer as it comes; what failed is forgotten, what was stopped is not."""
         self._messages.append({"role": "user", "content": question})
         pieces: list[str] = []

@@ -13,6 +13,7 @@ from wherry.client.calls import (
     inference,
     jobs,
     models,
+    runtimes,
     server,
     tensors,
     uploads,
@@ -73,6 +74,14 @@ class AsyncJobs(AsyncResource):
     cancel = awaited(jobs.cancel_job)
 
 
+class AsyncRuntimes(AsyncResource):
+    """What runs models, and where it is installed."""
+
+    list = awaited(runtimes.list_runtimes)
+    install = awaited(runtimes.install_runtime)
+    remove = awaited(runtimes.remove_runtime)
+
+
 class AsyncKeys(AsyncResource):
     """Keys of your team."""
 
@@ -110,6 +119,7 @@ class AsyncClient(AsyncResource):
         self.deployments = AsyncDeployments(self.transport)
         self.jobs = AsyncJobs(self.transport)
         self.keys = AsyncKeys(self.transport)
+        self.runtimes = AsyncRuntimes(self.transport)
 
     predict = awaited(inference.predict)
     embed = awaited(inference.embed)

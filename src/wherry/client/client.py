@@ -13,6 +13,7 @@ from wherry.client.calls import (
     inference,
     jobs,
     models,
+    runtimes,
     server,
     tensors,
     uploads,
@@ -75,6 +76,14 @@ class Jobs(BlockingResource):
     cancel = blocking(jobs.cancel_job)
 
 
+class Runtimes(BlockingResource):
+    """What runs models, and where it is installed."""
+
+    list = blocking(runtimes.list_runtimes)
+    install = blocking(runtimes.install_runtime)
+    remove = blocking(runtimes.remove_runtime)
+
+
 class Keys(BlockingResource):
     """Keys of your team."""
 
@@ -112,6 +121,7 @@ class Client(BlockingResource):
         self.deployments = Deployments(self.transport)
         self.jobs = Jobs(self.transport)
         self.keys = Keys(self.transport)
+        self.runtimes = Runtimes(self.transport)
 
     predict = blocking(inference.predict)
     embed = blocking(inference.embed)

@@ -6,19 +6,24 @@ Frameworks are imported only when there is a model of theirs to pack.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wherry.client.pack_columns import first_row, read_frame, row_of
 from wherry.errors import FormatNotAllowed, InvalidInput, MissingExtra
 
 if TYPE_CHECKING:
     from wherry.models.bundle import Manifest
     from wherry.models.tasks.task import TensorSpec
 
-MODEL_SUFFIXES = (".skops", ".onnx", ".gguf", ".py", ".pkl", ".pickle", ".joblib")
+MODEL_SUFFIXES = (
+    *(".skops", ".onnx", ".gguf", ".tflite", ".pt", ".pt2", ".keras", ".h5", ".hdf5"),
+    *(".py", ".pkl", ".pickle", ".joblib"),
+)
 """Single files that the server knows how to import."""
 PYTHON_CLASS = "docs/custom-models.md"
 
@@ -45,7 +50,8 @@ def pack(
         name: Name of the model, for messages.
         task: What the model does; guessed for estimators, needed for a Python class.
         labels: Names of the classes in the order of the model's outputs; default: its classes.
-        sample: One input: a row, a text, or the object that `/predict` takes.
+        sample: One input: a row, a text, or the object that `/predict` takes. Or the data frame
+            that the model was trained on, which tells names, kinds, categories and what may miss.
         description: For people who look for a model.
         licence: SPDX identifier.
         trusted_types: Types of your own that the server's operator has allowed.
@@ -124,10 +130,14 @@ def write_bundle(folder: Path, manifest: Manifest) -> Path:
 
 def pack_estimator(model: Any, wishes: Wishes) -> Path:
     """A bundle of a fitted estimator."""
+    from wherry.models.tasks.sklearn_columns import number_columns
+
     check_fitted(model, wishes.name)
     task = wishes.task or guess_task(model, wishes.name)
     data = dump_estimator(model, wishes)  # first: no sample helps what cannot be loaded
-    manifest = describe_estimator(model, task, wishes)
+    served = copy.deepcopy(model)
+    number_columns(served)  # as the runtime will, whose tables have no names
+    manifest = describe_estimator(served, task, wishes)
     folder = Path(tempfile.mkdtemp(prefix="wherry-"))
     (folder / "model.skops").write_bytes(data)
     return write_bundle(folder, manifest)
@@ -188,6 +198,7 @@ def reads_texts(model: Any) -> bool:
 
 def describe_estimator(model: Any, task: str, wishes: Wishes) -> Manifest:
     """The manifest of an estimator's bundle; its sample has been tried."""
+    import msgspec
     import sklearn
 
     from wherry.models.bundle import Manifest
@@ -197,7 +208,15 @@ def describe_estimator(model: Any, task: str, wishes: Wishes) -> Manifest:
     labels = () if task == "tabular-regression" else find_labels(model, wishes)
     signature = Signature()
     sample: Mapping[str, Any] = {}
-    if task.startswith("tabular"):
+    columns = read_frame(model, wishes.sample) if task.startswith("tabular") else ()
+    if columns:
+        row = first_row(wishes.sample, columns)
+        targets = try_sample(model, row_of(row, columns), wishes)
+        options["columns"] = [msgspec.to_builtins(column) for column in columns]
+        inputs = tuple(column.spec for column in columns)
+        signature = Signature(inputs, describe_outputs(model, task, targets, len(labels)))
+        sample = {"row": row}
+    elif task.startswith("tabular"):
         row, names = find_row(model, wishes)
         targets = try_sample(model, as_table(row), wishes)
         inputs = describe_inputs(row, names)
@@ -319,8 +338,7 @@ def try_sample(model: Any, features: Any, wishes: Wishes) -> int:
         hint = "pass sample=one real row" if wishes.sample is None else "it is given plain arrays"
         raise InvalidInput(
             f"{wishes.name!r} does not answer a sample: {summary}",
-            hint=f"{hint}; select columns by number, not by a data frame's names; or bring it as "
-            f"a Python class ({PYTHON_CLASS})",
+            hint=f"{hint}; or bring it as a Python class ({PYTHON_CLASS})",
         ) from error
     return found.shape[1] if found.ndim == 2 else 1
 

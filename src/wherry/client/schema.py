@@ -47,6 +47,20 @@ class TensorInfo(Answer):
     shape: list[int]
 
 
+class ColumnInfo(Answer):
+    """One column of a table that a model takes."""
+
+    name: str
+    kind: str
+    """`number`, `integer`, `boolean`, `category` or `text`."""
+    required: bool
+    """False if values may be missing."""
+    categories: list[str] = []
+    """Values that the model knows."""
+    accepts_unknown: bool = False
+    """Whether it takes other categories."""
+
+
 class Card(Answer):
     """What is known of a version."""
 
@@ -61,6 +75,8 @@ class Card(Answer):
     labels: list[str] = []
     inputs: list[TensorInfo] = []
     outputs: list[TensorInfo] = []
+    columns: list[ColumnInfo] = []
+    """Of a table, where the bundle declares them."""
     sample: dict[str, Any] = {}
     """One input in the form that `/predict` takes."""
     size_bytes: int = 0
@@ -187,7 +203,7 @@ class Job(Answer):
     """Work longer than a request. Ends as succeeded, failed or cancelled."""
 
     id: str
-    kind: Literal["pull", "import", "train", "batch", "deploy"]
+    kind: Literal["pull", "import", "train", "install", "batch", "deploy"]
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     created_at: float
     finished_at: float | None = None
@@ -196,6 +212,26 @@ class Job(Answer):
     hint: str = ""
     result: dict[str, Any] = {}
     """For a version: `{"model": …, "version": …, "digest": …}`."""
+
+
+# ------------------------------------------------------------------------------ runtimes
+
+
+class RuntimeInfo(Answer):
+    """What runs models of a framework, and where it is installed."""
+
+    name: str
+    """As `wherry.toml` names it."""
+    extra: str = ""
+    """Of `pip install 'wherry[extra]'`; empty = it needs no package."""
+    place: Literal["server", "own environment", "missing"] = "missing"
+    """`server`: the environment that Wherry itself runs in; it is used first."""
+    packages: dict[str, str] = {}
+    """Name → version of what the runtime needs, where it is installed."""
+    size_bytes: int = 0
+    """Of its own environment."""
+    is_outdated: bool = False
+    """Whether this Wherry would install other packages: install it again."""
 
 
 # ------------------------------------------------------------------------------ deployments

@@ -140,6 +140,24 @@ class Deployments:
             users += [desired.spec.name for pick in serving if _is_pick(pick, model, number)]
         return sorted(set(users))
 
+    def users_of_runtime(self, runtime: str) -> list[Desired]:
+        """Deployments of all teams, not stopped, that serve a model of this runtime."""
+        return [
+            desired
+            for desired in self.load()
+            if not desired.spec.stopped
+            and any(
+                each.version.manifest.runtime == runtime
+                for each in (*self.load_versions(desired)[1], *self._named_versions(desired))
+            )
+        ]
+
+    def _named_versions(self, desired: Desired) -> list[Wanted]:
+        try:
+            return [Wanted(version, target.weight) for version, target in self.resolve(desired)]
+        except errors.NotFound:
+            return []
+
     def _number_of(self, team_id: str, model: str) -> int | None:
         try:
             return self._registry.version(team_id, model).number

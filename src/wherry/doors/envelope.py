@@ -11,7 +11,24 @@ from wherry import errors
 BYTES_PER_TOKEN = 3
 """A cautious guess: a limit on tokens reserves body bytes divided by this for the prompt."""
 
+DEFAULT_TOKENS = 512
+"""Reserved for an answer whose request names no maximum."""
+
 Envelope = TypeVar("Envelope")
+
+
+class ChatEnvelope(msgspec.Struct, kw_only=True):
+    """What the gateway reads of a conversation in OpenAI's form, beside the model's name."""
+
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+
+    def tokens_bound(self, size: int) -> int:
+        """Most tokens the request can cost."""
+        asked = self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS
+        return max(0, asked) * max(1, self.n or 1) + size // BYTES_PER_TOKEN
 
 
 def read_envelope(body: bytes, decoder: msgspec.json.Decoder[Envelope]) -> Envelope:

@@ -195,6 +195,27 @@ def render_tei(error: WherryError, request_id: str) -> Rendered:
     return status, encode({"error": error.text, "error_type": kind}), retry_headers(error)
 
 
+_HF_TYPE = {400: "validation", 413: "validation", 429: "overloaded", 503: "overloaded"}
+MAX_HEADER_TEXT = 500
+
+
+def render_huggingface(error: WherryError, request_id: str) -> Rendered:
+    """`{"error", "error_type"}`, and in headers what Hugging Face's clients show of it."""
+    status = 400 if status_of(error) in (409, 422) else status_of(error)
+    headers = retry_headers(error)
+    headers["x-error-code"] = error.code
+    headers["x-error-message"] = error.text[:MAX_HEADER_TEXT]
+    return status, encode(huggingface_error(error, status)), headers
+
+
+def huggingface_error(error: WherryError, status: int) -> dict[str, str]:
+    """The object itself, also for the last event of a stream; clients make exceptions by its type."""
+    is_named = not error.param or error.param in error.text
+    text = error.text if is_named else f"{error.param}: {error.text}"
+    kind = _HF_TYPE.get(status, "generation" if status >= 500 else "")
+    return {"error": text, "error_type": kind} if kind else {"error": text}
+
+
 def render_platform(error: WherryError, request_id: str) -> Rendered:
     """`{"error": {code, message, hint, request_id}}`."""
     body = {
@@ -277,6 +298,8 @@ def renderer_of(path: str, headers: Container[str]) -> Renderer:
         return render_inference
     if path.startswith("/api/"):
         return render_ollama
+    if path.startswith(("/hf/", "/models/", "/pipeline/")):
+        return render_huggingface
     if path.startswith("/v1"):
         return render_openai
     if path.startswith("/v2"):

@@ -41,6 +41,8 @@ MAX_HOSTS = 1_000
 MAX_HEADS = 10_000
 MAX_HEADER_CHARACTERS = 1024
 """Of the fields that a codec needs, since they are remembered."""
+MAX_READ_BYTES = 16 << 10
+"""Longest body that is looked through for words of `Direct.read_words`; longer ones take no lane."""
 END_OF_HEAD = b"\r\n\r\n"
 JOINED_BYTES = 16 << 10
 """Larger bodies of answers are written beside their head rather than copied behind it; a request's
@@ -440,6 +442,8 @@ class FastLaneProtocol(GuardedProtocol):
         cycle = self.cycle
         if cycle is None or not cycle.response_complete:
             return False
+        if known.passage.direct.read_words and known.passage.direct.may_read(data[size:]):
+            return False
         lane = self.lane
         if known.waiting:  # asked in this very tick
             caller = known.waiting[0][0].caller
@@ -506,6 +510,8 @@ class FastLaneProtocol(GuardedProtocol):
         length = fields.get(b"content-length")
         if length is None or not length.isdigit() or int(length) > passage.row.body_limit:
             return None
+        if passage.direct.read_words and int(length) > MAX_READ_BYTES:
+            return None
         secret = lane.find_secret(fields)
         if secret is None:
             return None
@@ -552,16 +558,29 @@ class FastLaneProtocol(GuardedProtocol):
         if cycle.__class__ is not LaneCall:
             super().on_message_complete()
             return
+        pieces, cycle.pieces = cycle.pieces, []
+        direct = cycle.known.passage.direct
+        if direct.read_words and direct.may_read(b"".join(pieces)):
+            self._leave_lane(pieces)
+            return
         self._is_receiving = False
         cycle.keep_alive = self._keeps_alive
         cycle.more_body = False
-        pieces, cycle.pieces = cycle.pieces, []
         if len(pieces) == 1:
             self.lane.submit(cycle, pieces[0])
         elif pieces and self._body_bytes >= len(pieces) * JOINED_BYTES:
             self.lane.submit(cycle, tuple(pieces))
         else:
             self.lane.submit(cycle, b"".join(pieces))
+
+    def _leave_lane(self, pieces: list[bytes]) -> None:
+        """The row's handler may want to read the body: let uvicorn have the request after all."""
+        self.cycle = None  # nothing was in flight when it took the lane
+        self._take_slowly()
+        self.running = self.cycle
+        for piece in pieces:
+            HttpToolsProtocol.on_body(self, piece)
+        super().on_message_complete()
 
     def end_call(self) -> None:
         """A request of the lane is answered: what waits behind it has its turn."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from wherry import errors
-from wherry.doors.envelope import BYTES_PER_TOKEN, read_envelope
+from wherry.doors.envelope import ChatEnvelope, read_envelope
 from wherry.doors.errors import encode, openai_error, render_openai, status_of
 from wherry.doors.invoke import invoke
 from wherry.doors.route import Inquiry, Response, Row, json_response
@@ -16,25 +16,14 @@ from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute
 
 JSON = ("application/json", "text/json", "application/x-www-form-urlencoded+json")
-DEFAULT_TOKENS = 512
-"""Reserved for an answer whose request names no maximum."""
 ONE_ANSWER = frozenset({"openai.embeddings", "openai.moderations"})
 """Codecs whose protocol knows no stream: the field means nothing there."""
 
 
-class Envelope(msgspec.Struct):
+class Envelope(ChatEnvelope, kw_only=True):
     """The few fields that the gateway reads of any OpenAI body; the worker reads the rest."""
 
     model: str
-    stream: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
-
-    def tokens_bound(self, size: int) -> int:
-        """Most tokens the request can cost."""
-        asked = self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS
-        return max(0, asked) * max(1, self.n or 1) + size // BYTES_PER_TOKEN
 
 
 class Model(msgspec.Struct):

@@ -13,6 +13,7 @@ from wherry.doors.platform_deployments import DeploymentsPart
 from wherry.doors.platform_jobs import JobsPart
 from wherry.doors.platform_models import ModelsPart
 from wherry.doors.platform_overview import OverviewPart
+from wherry.doors.platform_runtimes import RuntimesPart
 from wherry.doors.route import Row
 from wherry.doors.sse import Streams
 from wherry.gateway.authenticate import Authenticator
@@ -75,6 +76,7 @@ class PlatformDoor:
             OverviewPart(parts),
             ModelsPart(parts),
             JobsPart(parts),
+            RuntimesPart(parts),
             DeploymentsPart(parts),
             AccountsPart(parts),
         )

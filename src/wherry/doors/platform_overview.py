@@ -18,6 +18,7 @@ from wherry.doors.platform_deployments import describe_deployments
 from wherry.doors.problems import (
     find_deployment_problems,
     find_exposure,
+    find_runtime_problems,
     find_server_problems,
     read_sandbox,
 )
@@ -108,6 +109,7 @@ class OverviewPart:
         told, deployments = await self._look(inquiry.principal)
         problems = find_deployment_problems(deployments)
         problems += await find_server_problems(self._parts, told)
+        problems += await asyncio.to_thread(find_runtime_problems, self._parts.settings.folder)
         problems = _worst_first([*problems, *find_exposure(self._parts.settings)])
         places = {id(problem): place for place, problem in enumerate(problems)}
         return page_of(inquiry, problems, lambda problem: places[id(problem)])

@@ -14,6 +14,7 @@ import msgspec
 from wherry import errors
 from wherry.client.schema import Deployment, Problem
 from wherry.doors.platform_base import Parts
+from wherry.jobs.runtime_environments import RuntimeEnvironments, explain
 from wherry.settings import Settings
 from wherry.storage.database import read_revisions
 from wherry.worker.sandbox.sandbox import Sandbox, SandboxMode
@@ -135,6 +136,12 @@ def find_sandbox_problems(mode: SandboxMode, sandbox: Sandbox | None) -> list[Pr
         )
     held = Problem(severity="info", subject="sandbox", what=f"models are held by: {sandbox}")
     return [*found, held]
+
+
+def find_runtime_problems(folder: Path) -> list[Problem]:
+    """Which frameworks are missing, and which have an environment of their own."""
+    runtimes = RuntimeEnvironments(folder / "environments").list()
+    return [problem for each in runtimes if (problem := explain(each)) is not None]
 
 
 def find_exposure(settings: Settings) -> list[Problem]:

@@ -149,11 +149,17 @@ class Direct(msgspec.Struct, frozen=True):
     codec: str
     forward: tuple[str, ...]
     """Header fields that the codec needs, in lower case."""
+    read_words: tuple[bytes, ...] = ()
+    """Bodies with one of these words the handler reads before it hands them on, if it likes."""
 
     @property
     def forward_raw(self) -> tuple[tuple[bytes, str], ...]:
         """`forward` with each name as bytes."""
         return _raw_names(self.forward)
+
+    def may_read(self, body: bytes) -> bool:
+        """Whether the handler may want to read this body: it must have the request then."""
+        return any(word in body for word in self.read_words)
 
 
 @lru_cache(maxsize=64)

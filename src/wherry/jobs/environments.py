@@ -1,4 +1,7 @@
-"""Python environments for models that bring requirements: one virtual environment per set of them.
+"""Python environments apart from the server's: one virtual environment per set of requirements.
+
+Of models that bring requirements, and of runtimes whose frameworks the server's own environment
+does not have (`wherry.jobs.runtime_environments`).
 
 `environments/<digest>/` is a venv with the requirements and the worker's own few packages, and a
 link to our package: nothing else of our site-packages can be imported in it. Virtual environments
@@ -7,6 +10,7 @@ cannot be moved, so it is built in place; a marker, written last, says that it i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -14,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from importlib import metadata, util
 from pathlib import Path
@@ -28,13 +32,17 @@ from wherry.errors import CodeNotAllowed, InvalidInput, TimedOut
 from wherry.models.registry.manifest import parse_requirement
 from wherry.settings import current_environment
 from wherry.telemetry import get_logger
+from wherry.worker.runtimes.extras import core_requirements
 
 MARKER = "complete.json"
 WORKER_PACKAGES = ("msgspec", "numpy", "uvloop", "setproctitle")
-"""What the worker itself imports; the model's requirements win where both name one."""
+"""What the worker itself imports, as new as the server's; requirements win where both name one."""
+FREE_PACKAGES = frozenset({"numpy"})
+"""Of these, frameworks need other versions than the server has: any that Wherry works with will do."""
 BUILD_SECONDS = 1800
 UNUSED_SECONDS = 86_400.0
 MAX_LINE_CHARACTERS = 300
+MODEL_HINT = "correct 'requirements' in wherry.toml, or requirements.txt"
 
 OnLine = Callable[[str], None]
 """Receives what is being done, line by line."""
@@ -47,6 +55,9 @@ class Marker(msgspec.Struct):
 
     python: str
     requirements: list[str]
+    packages: dict[str, str] = {}
+    """Name → version of everything in it."""
+    size_bytes: int = 0
 
 
 class Environments:
@@ -75,13 +86,20 @@ class Environments:
                 "the model needs Python packages, and installing them runs their code",
                 hint="the operator may set WHERRY_ALLOW_CODE=1",
             )
-        parsed = normalise_requirements(requirements)
-        digest = digest_of(parsed)
+        return self.build(normalise_requirements(requirements), on_line)
+
+    def build(self, requirements: Sequence[str], on_line: OnLine, hint: str = MODEL_HINT) -> str:
+        """The digest of a whole environment with requirements in their one spelling and order.
+
+        Raises:
+            InvalidInput: they cannot be installed; with this hint.
+        """
+        digest = digest_of(requirements)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(self._folder / f"{digest}.lock", on_line):
             if not self.is_whole(digest):
                 shutil.rmtree(self._folder / digest, ignore_errors=True)
-                self._build(self._folder / digest, parsed, on_line)
+                self._build(self._folder / digest, requirements, on_line, hint)
             os.utime(self._folder / digest / MARKER)  # young again: see `remove_unused`
         return digest
 
@@ -89,18 +107,38 @@ class Environments:
         """Whether the environment is there and was finished."""
         return (self._folder / digest / MARKER).is_file()
 
+    def describe(self, digest: str) -> Marker | None:
+        """What is in a whole environment; None if there is none."""
+        try:
+            return msgspec.json.decode((self._folder / digest / MARKER).read_bytes(), type=Marker)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
     def prepare(self) -> None:
         """Remove unfinished ones, and let the others find our package. Call at start."""
+        self.remove_unfinished()
+        for marker in self._folder.glob(f"*/{MARKER}"):
+            try:
+                link_package(marker.parent)
+            except (OSError, ValueError) as error:
+                log.warning("an environment cannot be used", folder=marker.parent, error=error)
+
+    def remove_unfinished(self) -> None:
+        """Remove what an interrupted installation left; one that goes on holds its lock."""
         if not self._folder.is_dir():
             return
         for folder in [each for each in self._folder.iterdir() if each.is_dir()]:
-            if not self.is_whole(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
+            if self.is_whole(folder.name):
                 continue
-            try:
-                link_package(folder)
-            except (OSError, ValueError) as error:
-                log.warning("an environment cannot be used", folder=folder.name, error=error)
+            with contextlib.suppress(BlockingIOError), _locked(folder.with_suffix(".lock")):
+                if not self.is_whole(folder.name):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self, digest: str) -> None:
+        """Remove one that nothing needs."""
+        # the marker first, so that what is half removed is not taken for whole
+        (self._folder / digest / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(self._folder / digest, ignore_errors=True)
 
     def remove_unused(
         self, used: Collection[str], older_than_seconds: float = UNUSED_SECONDS
@@ -110,25 +148,25 @@ class Environments:
         for marker in self._folder.glob(f"*/{MARKER}"):
             age_seconds = time.time() - marker.stat().st_mtime
             if marker.parent.name not in used and age_seconds >= older_than_seconds:
-                marker.unlink()  # first, so that what is half removed is not taken for whole
-                shutil.rmtree(marker.parent, ignore_errors=True)
+                self.remove(marker.parent.name)
                 count += 1
         return count
 
-    def _build(self, folder: Path, requirements: Sequence[str], on_line: OnLine) -> None:
+    def _build(self, folder: Path, requirements: Sequence[str], on_line: OnLine, hint: str) -> None:
         on_line("making a virtual environment")
         has_pip = util.find_spec("pip") is not None
         make = [sys.executable, "-P", "-m", "venv", *(["--without-pip"] if has_pip else [])]
-        _run([*make, str(folder)], on_line)
+        _run([*make, str(folder)], on_line, hint)
         python = str(folder / "bin" / "python")
         pip = [sys.executable, "-P", "-m", "pip", "--python", python]
         if not has_pip:
             pip = [python, "-P", "-m", "pip"]
         options = ["--no-input", "--disable-pip-version-check", "--no-warn-script-location"]
         wanted = [*requirements, *_worker_requirements(requirements)]
-        _run([*pip, "install", *options, "--", *wanted], on_line)
+        _run([*pip, "install", *options, "--", *wanted], on_line, hint)
+        packages = {each.name: each.version for each in distributions_in(folder)}
         link_package(folder)
-        marker = Marker(sys.version.split()[0], list(requirements))
+        marker = Marker(sys.version.split()[0], list(requirements), packages, _size_of(folder))
         (folder / MARKER).write_bytes(msgspec.json.encode(marker))
 
 
@@ -156,7 +194,7 @@ def link_package(folder: Path) -> None:
     Raises:
         ValueError: the folder is no virtual environment.
     """
-    (site_packages,) = (folder / "lib").glob("python*/site-packages")
+    site_packages = _site_packages(folder)
     link = site_packages / "wherry"
     target = Path(wherry.__file__).resolve().parent
     if link.is_symlink() and link.readlink() == target:
@@ -165,6 +203,20 @@ def link_package(folder: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)
+
+
+def distributions_in(folder: Path) -> Iterable[metadata.Distribution]:
+    """The packages that were installed into an environment."""
+    return metadata.distributions(path=[str(_site_packages(folder))])
+
+
+def _site_packages(folder: Path) -> Path:
+    (found,) = (folder / "lib").glob("python*/site-packages")
+    return found
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_symlink())
 
 
 def _spell(requirement: Requirement) -> str:
@@ -178,6 +230,9 @@ def _worker_requirements(requirements: Sequence[str]) -> list[str]:
     for name in WORKER_PACKAGES:
         if name in named:
             continue
+        if name in FREE_PACKAGES:
+            found += [each for each in core_requirements() if Requirement(each).name == name]
+            continue
         try:
             found.append(f"{name}=={metadata.version(name)}")
         except metadata.PackageNotFoundError:
@@ -185,7 +240,7 @@ def _worker_requirements(requirements: Sequence[str]) -> list[str]:
     return found
 
 
-def _run(command: Sequence[str], on_line: OnLine) -> None:
+def _run(command: Sequence[str], on_line: OnLine, hint: str) -> None:
     """Run a command of pip's or venv's; its errors become ours."""
     environment = {
         **current_environment(without_settings=True),
@@ -225,17 +280,20 @@ def _run(command: Sequence[str], on_line: OnLine) -> None:
         reason = "; ".join(dict.fromkeys(problems[:3])) or f"status {process.returncode}"
         raise InvalidInput(
             f"the requirements cannot be installed: {reason}",
-            hint="correct 'requirements' in wherry.toml, or requirements.txt",
+            hint=hint,
         )
 
 
 @contextmanager
-def _locked(path: Path, on_line: OnLine) -> Generator[None]:
+def _locked(path: Path, on_line: OnLine | None = None) -> Generator[None]:
+    """Hold a lock; `BlockingIOError` if another has it and there is nobody to tell of a wait."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if on_line is None:
+                raise
             on_line("waiting for another job that installs the same requirements")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

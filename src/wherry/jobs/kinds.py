@@ -15,8 +15,16 @@ from wherry.jobs.batches.run import BatchRun
 from wherry.jobs.files.files import Files
 from wherry.jobs.publish import Publisher, Tell, Wish
 from wherry.jobs.recipes import load_recipe, read_parameters
+from wherry.jobs.runtime_environments import RuntimeEnvironments
 from wherry.jobs.uploads import FILES, TAKEN, Uploads
-from wherry.jobs.work import BatchWork, ImportWork, PullWork, RunnerOrder, TrainWork
+from wherry.jobs.work import (
+    BatchWork,
+    ImportWork,
+    InstallWork,
+    PullWork,
+    RunnerOrder,
+    TrainWork,
+)
 from wherry.models.bundle import MANIFEST, encode_manifest
 from wherry.models.registry.catalog import CatalogModel, catalog, fetch_entry
 from wherry.models.registry.registry import Registry
@@ -79,6 +87,8 @@ def run_work(shop: Workshop) -> dict[str, Any]:
         return pull(shop, work)
     if isinstance(work, ImportWork):
         return import_upload(shop, work)
+    if isinstance(work, InstallWork):
+        return install_runtime(shop, work)
     return train(shop, work)
 
 
@@ -170,6 +180,13 @@ def answer_batch(shop: Workshop, work: BatchWork) -> dict[str, Any]:
         return await run.run()
 
     return {"batch": work.batch, "state": asyncio.run(answer())}
+
+
+def install_runtime(shop: Workshop, work: InstallWork) -> dict[str, Any]:
+    """Make a runtime's own environment, with pip's words as progress."""
+    environments = RuntimeEnvironments(shop.order.settings.folder / "environments")
+    installed = environments.install(work.runtime, lambda line: shop.tell(f"installing: {line}"))
+    return {"runtime": installed.name, "place": installed.place, "packages": installed.packages}
 
 
 def run_recipe(

@@ -23,6 +23,7 @@ from wherry.jobs.environments import Environments
 from wherry.jobs.files.files import Files
 from wherry.jobs.jobs import JobRecord, Jobs
 from wherry.jobs.process import RunnerProcess
+from wherry.jobs.runtime_environments import RuntimeEnvironments
 from wherry.jobs.uploads import TAKEN, Uploads
 from wherry.jobs.work import BatchWork, Failed, ImportWork, Succeeded
 from wherry.models.registry.registry import Registry
@@ -244,6 +245,8 @@ class JobQueue:
                 self._uploads.give_back(folder / TAKEN, job.work.upload)
         except OSError as error:
             log.warning("an upload cannot be given back", job=job.id, error=error)
+        if gives_back:
+            self._environments.remove_unfinished()  # an installation may have been interrupted
         shutil.rmtree(folder, ignore_errors=True)
 
     def _sweep(self) -> None:
@@ -260,7 +263,8 @@ class JobQueue:
         self._files.sweep()
         self._batches.sweep()
         self._jobs.trim()
-        self._environments.remove_unused(self._jobs.used_environments())
+        runtimes = RuntimeEnvironments(self._settings.folder / "environments")
+        self._environments.remove_unused(self._jobs.used_environments() | runtimes.used())
         with self._database.write() as connection:
             trim_events(connection)
         folder = self._settings.folder

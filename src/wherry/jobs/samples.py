@@ -12,6 +12,7 @@ from typing import Any
 
 from wherry.models.bundle import Manifest
 from wherry.models.tasks.catalog import find_task
+from wherry.models.tasks.table_columns import Column, read_columns
 from wherry.models.tasks.task import TensorSpec, media_of
 
 WIDTH = re.compile(r"\btakes (\d{1,5})\b")
@@ -24,6 +25,8 @@ SILENT_SAMPLES = 1600
 
 def make_sample(manifest: Manifest) -> dict[str, Any] | None:
     """One plain input by the task and the signature; None if none can be thought of."""
+    if manifest.task == "image-text-to-text":
+        return {"text": "Describe this picture.", "image": _grey_png(64, 64), "max_tokens": 4}
     if manifest.task == "text-generation":
         if manifest.runtime == "python_stream":  # its classes mostly expect a conversation
             return {"text": "Hello", "max_tokens": 4}
@@ -33,6 +36,8 @@ def make_sample(manifest: Manifest) -> dict[str, Any] | None:
     inputs = find_task(manifest.task).signature(manifest.task_config()).inputs
     if manifest.task.startswith("tabular"):
         return _make_row(manifest, inputs)
+    if manifest.task == "time-series-forecasting":
+        return _make_series(manifest)
     if manifest.task != "tensor" and inputs and all(map(_is_text, inputs)):
         return {spec.name: "hello" for spec in inputs}
     if media_of(find_task(manifest.task)) == "image":
@@ -59,11 +64,32 @@ def _is_text(spec: TensorSpec) -> bool:
 
 
 def _make_row(manifest: Manifest, inputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    if columns := read_columns(manifest.task_config()):
+        return {"row": {column.name: _make_cell(column) for column in columns}}
     if len(inputs) == 1 and len(inputs[0].shape) == 2:
         names = manifest.options.get("feature_names", ())
         width = inputs[0].shape[1] if inputs[0].shape[1] > 0 else len(names) or 1
         return {"row": [_make_value(inputs[0])] * width}
     return {"row": {spec.name: _make_value(spec) for spec in inputs}}
+
+
+def _make_series(manifest: Manifest) -> dict[str, Any]:
+    """A line with a wave on it, longer than any season of days or months."""
+    length, horizon = 48, 12
+    sample: dict[str, Any] = {
+        "target": [round(step + 5 * math.sin(step * math.pi / 6), 3) for step in range(length)],
+        "horizon": horizon,
+    }
+    names = manifest.options.get("covariates", ())
+    if names:
+        sample["covariates"] = {name: [0.0] * (length + horizon) for name in names}
+    return sample
+
+
+def _make_cell(column: Column) -> Any:
+    if column.categories:
+        return column.categories[0]
+    return {"boolean": False, "number": 0.0, "integer": 0}.get(column.kind, "a")
 
 
 def _make_tensors(inputs: tuple[TensorSpec, ...]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import msgspec
 from wherry.client.schema import Progress
 from wherry.settings import Settings
 
-Kind = Literal["pull", "import", "train", "batch"]
+Kind = Literal["pull", "import", "train", "install", "batch"]
 
 
 class AnyWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +53,12 @@ class TrainWork(AnyWork, frozen=True, kw_only=True, tag="train", tag_field="kind
     parameters: dict[str, Any] = {}
 
 
+class InstallWork(AnyWork, frozen=True, kw_only=True, tag="install", tag_field="kind"):
+    """Install a runtime into an environment of its own."""
+
+    runtime: str
+
+
 class BatchWork(AnyWork, frozen=True, kw_only=True, tag="batch", tag_field="kind"):
     """Answer the requests of a batch."""
 
@@ -61,7 +67,7 @@ class BatchWork(AnyWork, frozen=True, kw_only=True, tag="batch", tag_field="kind
     """Who asked: its limits hold, and it is charged."""
 
 
-Work = PullWork | ImportWork | TrainWork | BatchWork
+Work = PullWork | ImportWork | TrainWork | InstallWork | BatchWork
 
 decode_work = msgspec.json.Decoder(Work).decode
 

@@ -106,7 +106,7 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
         Report(
             state="ready",
             load_seconds=time.monotonic() - begin,
-            memory_mib=memory_mib(),
+            memory_mib=memory_of(worker),
             calibration=getattr(worker.runtime, "calibration", {}),
             signature=worker.found_signature,
         ),
@@ -171,7 +171,7 @@ async def send_heartbeats(reports: socket.socket, worker: Worker) -> None:
                 waiting=worker.waiting,
                 # of a tiny model, reading and writing bodies is the work, and the loop does that
                 busy_seconds=round(max(worker.busy.seconds, time.thread_time() - loop_begun), 3),
-                memory_mib=memory_mib() if is_measured else 0,
+                memory_mib=memory_of(worker) if is_measured else 0,
             ),
         )
 
@@ -185,6 +185,12 @@ def _exit_if_orphaned(reports: socket.socket) -> None:
     except OSError:
         pass
     os._exit(4)
+
+
+def memory_of(worker: Worker) -> int:
+    """Memory of this process and, where its runtime keeps a program beside it, of that; MiB."""
+    of_program = getattr(worker.runtime, "memory_mib", None)
+    return memory_mib() + (of_program() if of_program is not None else 0)
 
 
 def memory_mib() -> int:

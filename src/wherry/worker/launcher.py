@@ -20,8 +20,16 @@ import msgspec
 from wherry import errors
 from wherry.models.trust.materialise import materialise
 from wherry.storage.blobs import LocalBlobs
+from wherry.worker.runtimes.own_environment import find_own_environment
 from wherry.worker.sandbox.limits import limit_always
-from wherry.worker.sandbox.sandbox import SOCKET_RUNTIMES, Cage, Sandbox, confine, is_trusted
+from wherry.worker.sandbox.sandbox import (
+    PROGRAM_RUNTIMES,
+    SOCKET_RUNTIMES,
+    Cage,
+    Sandbox,
+    confine,
+    is_trusted,
+)
 from wherry.worker.spec import (
     LaunchOrder,
     Report,
@@ -49,9 +57,10 @@ def main() -> None:
     config_fd = open_nameless()  # while that is allowed
     try:
         folder = fetch(order)
-        python = find_python(order)
+        environment = find_environment(order)
+        python = str(environment / "bin" / "python") if environment else sys.executable
         limit_always()
-        sandbox = enter_sandbox(order, folder, Path(python))
+        sandbox = enter_sandbox(order, folder, Path(python), environment)
     except errors.WherryError as error:
         report = Report(state="failed", detail=f"{error.code}: {error.message}", hint=error.hint)
         send_report(reports, report)
@@ -65,8 +74,8 @@ def main() -> None:
     for descriptor in (arguments.listen_fd, arguments.report_fd, config_fd):
         os.set_inheritable(descriptor, True)
     reports.detach()
-    if order.spec.environment:
-        # ours may be a whole site-packages, which would shadow the model's own packages
+    if environment is not None:
+        # ours may be a whole site-packages, which would shadow the packages in there
         os.unsetenv("PYTHONPATH")
     command = [python, "-m", "wherry.worker"]
     command += ["--listen-fd", str(arguments.listen_fd), "--report-fd", str(arguments.report_fd)]
@@ -92,20 +101,24 @@ def fetch(order: LaunchOrder) -> Path:
     return target.resolve()
 
 
-def find_python(order: LaunchOrder) -> str:
-    """The interpreter of the model's environment; ours if it has none of its own."""
-    if not order.spec.environment:
-        return sys.executable
-    python = Path(order.environments_folder) / order.spec.environment / "bin" / "python"
-    if not python.exists():
-        raise errors.NotFound(
-            f"the Python environment {order.spec.environment[:12]!r} is not on this machine",
-            hint="import the model again",
+def find_environment(order: LaunchOrder) -> Path | None:
+    """The model's own environment, else its runtime's; None = the one that this process runs in."""
+    folder = Path(order.environments_folder)
+    digest = order.spec.environment
+    found = folder / digest if digest else find_own_environment(folder, order.spec.runtime)
+    if found is not None and not (found / "bin" / "python").exists():
+        again = (
+            "import the model again" if digest else f"wherry runtime install {order.spec.runtime}"
         )
-    return str(python)
+        raise errors.NotFound(
+            f"the Python environment {found.name[:12]!r} is not on this machine", hint=again
+        )
+    return found
 
 
-def enter_sandbox(order: LaunchOrder, folder: Path, python: Path) -> Sandbox:
+def enter_sandbox(
+    order: LaunchOrder, folder: Path, python: Path, environment: Path | None
+) -> Sandbox:
     """Confine this process as the order says; `SandboxMissing` if that must be and cannot.
 
     The worker that is executed next still does the last step itself.
@@ -119,12 +132,13 @@ def enter_sandbox(order: LaunchOrder, folder: Path, python: Path) -> Sandbox:
             python=python,
             bundle=folder.resolve(),
             scratch=Path(order.scratch_folder).resolve(),
-            environment=python.parents[1] if spec.environment else None,
+            environment=environment,
             private=Path(order.blobs_folder).resolve().parent,
             device=spec.device,
             library_folders=tuple(map(Path, order.library_folders)),
             memory_limit_mib=spec.memory_limit_mib,
             unix_sockets=spec.runtime in SOCKET_RUNTIMES,
+            programs=spec.runtime in PROGRAM_RUNTIMES,
         )
     )
     if spec.sandbox == "required" and sandbox.lacks:

@@ -10,7 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tests.gguf_files import write_gguf
 
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
@@ -91,6 +93,31 @@ def test_a_gguf_file_is_a_language_model(tmp_path: Path):
     manifest = detect(fill(tmp_path, {"tiny.gguf": gguf_bytes(), "README.md": "hi"}))
     assert (manifest.task, manifest.runtime) == ("text-generation", "llama_cpp")
     assert manifest.files == ("tiny.gguf",)
+
+
+def test_a_gguf_model_with_a_projector_beside_it_sees(tmp_path: Path):
+    files = {
+        "tiny.gguf": gguf_bytes(),
+        "mmproj-q8.gguf": gguf_bytes(),
+        "mmproj-F16.gguf": gguf_bytes(),
+    }
+    manifest = detect(fill(tmp_path, files))
+    assert (manifest.task, manifest.runtime) == ("image-text-to-text", "llama_cpp")
+    assert manifest.files == ("tiny.gguf", "mmproj-F16.gguf")
+    reads_only = detect(tmp_path, task="text-generation")
+    assert (reads_only.task, reads_only.files) == ("text-generation", ("tiny.gguf",))
+
+
+def test_a_projector_alone_is_no_model(tmp_path: Path):
+    with pytest.raises(InvalidInput, match="there is no model"):
+        detect(fill(tmp_path, {"mmproj-model.gguf": gguf_bytes()}))
+
+
+def test_a_gguf_model_that_says_how_it_pools_makes_vectors(tmp_path: Path):
+    metadata = {"general.architecture": "bert", "bert.pooling_type": 2}
+    write_gguf(tmp_path / "tiny.gguf", metadata, {"x": np.zeros(4, np.float32)})
+    manifest = detect(tmp_path)
+    assert (manifest.task, manifest.runtime) == ("feature-extraction", "llama_embeddings")
 
 
 def test_a_split_gguf_model_is_one_model(tmp_path: Path):
@@ -458,7 +485,7 @@ def test_options_with_nulls_are_refused_before_they_are_lost(tmp_path: Path):
         ({}, "nothing"),
         ({"README.md": "hi"}, "README.md"),
         ({"model.safetensors": b"x", "config.json": {}}, "export the model to ONNX"),
-        ({"model.pt": b"x"}, "PyTorch"),
+        ({"model.pt": b"x"}, "TorchScript"),
         ({"model.keras": b"x"}, "Keras"),
     ],
 )

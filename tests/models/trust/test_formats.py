@@ -60,6 +60,7 @@ BAD_CONTENT = {
     "torch checkpoint": zipped({"archive/data.pkl": PICKLE, "archive/version": b"3"}),
     "zip of anything": zipped({"a.txt": b"hello"}),
     "keras": zipped({"config.json": b"{}", "model.weights.h5": b"\x89HDF"}),
+    "torchscript": zipped({"m/code/a.py": b"", "m/constants.pkl": b"", "m/data.pkl": b""}),
     "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(100),
     "library": b"\x7fELF" + bytes(100),
     "gzip": b"\x1f\x8b\x08" + bytes(100),

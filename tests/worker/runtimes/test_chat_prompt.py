@@ -54,11 +54,30 @@ def test_every_text_of_a_json_value_is_made_harmless() -> None:
     assert next(iter(found.values()))[1:3] == [1, None]
 
 
-def test_parts_are_joined_and_pictures_refused() -> None:
+def test_parts_of_text_are_joined() -> None:
     [message] = render(Message("user", [TextPart("a"), TextPart("b")]))
     assert message == {"role": "user", "content": "a\nb"}
-    with pytest.raises(InvalidInput, match="text only"):
-        render(Message("user", [ImagePart("data:,")]))
+
+
+def test_pictures_are_shown_in_order_among_harmless_text() -> None:
+    told = [ImagePart("first of the client"), TextPart("<|im_end|>"), ImagePart("second")]
+    item = ChatInput([Message("system", "Look."), Message("user", told)], tools=[TOOL])
+    no_roles = TemplateAbilities(system_role=False)
+    [message] = render_messages(item, no_roles, NEUTRALISE, ["shown 1", "shown 2"])
+    first, *parts = message["content"]
+    assert first["text"].startswith("Look.")
+    assert "get_weather" in first["text"]
+    assert [part.get("image_url", part.get("text")) for part in parts] == [
+        {"url": "shown 1"},
+        "<\u2060|im_end|>",
+        {"url": "shown 2"},
+    ]
+
+
+@pytest.mark.parametrize("role", ["assistant", "system", "tool"])
+def test_only_users_show_pictures(role: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"no pictures in a message of role '{role}'"):
+        render(Message(role, [ImagePart("data:,")]))
 
 
 def test_tools_are_described_where_the_template_does_not_know_them() -> None:

@@ -16,10 +16,11 @@ import pytest
 
 pytest.importorskip("xllamacpp")
 
+from tests.gguf_files import copy_gguf
 from tests.real_models import smollm2_folder, smollm2_path
 
 from wherry.errors import ContextLengthExceeded, InvalidInput, ModelFailed
-from wherry.models.bundle import open_bundle
+from wherry.models.bundle import Bundle, Manifest, open_bundle
 from wherry.models.tasks.generation import (
     TEXT_GENERATION,
     ChatInput,
@@ -34,6 +35,7 @@ from wherry.models.tasks.generation import (
     ToolCall,
     ToolChoice,
 )
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import Usage
 from wherry.worker.runtimes.catalog import create_runtime
 from wherry.worker.runtimes.llama_cpp import LlamaCppRuntime
@@ -135,6 +137,66 @@ def test_only_the_likeliest_token_is_left_with_top_k_one(model: LlamaCppRuntime)
     assert (
         generate(model, hot).text == generate(model, chat("Tell me a story.", temperature=0)).text
     )
+
+
+# ------------------------------------------------------------------------------ no chat template
+
+
+@pytest.fixture(scope="module")
+def base_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as a base model has them: nothing says how a conversation is written."""
+    target = tmp_path_factory.mktemp("base") / "model.gguf"
+    return copy_gguf(smollm2_path(), target, without=("tokenizer.chat_template",))
+
+
+def load_base(base_gguf: Path, **options: Any) -> LlamaCppRuntime:
+    chosen = {"n_parallel": 1, "context_tokens": 256, "batch_tokens": 128} | options
+    manifest = Manifest("text-generation", "llama_cpp", files=("model.gguf",), options=chosen)
+    runtime = LlamaCppRuntime()
+    runtime.load(Bundle(base_gguf.parent, manifest), "cpu")
+    return runtime
+
+
+def test_a_model_without_a_chat_template_continues_texts_and_does_not_converse(
+    base_gguf: Path,
+) -> None:
+    runtime = load_base(base_gguf)
+    try:
+        assert generate(runtime, CompletionInput("Once upon", Sampling(max_tokens=3))).text
+        with pytest.raises(InvalidInput, match="has no chat template") as refused:
+            generate(runtime, chat("Hi"))
+        assert "chat_template" in str(refused.value.hint)
+    finally:
+        runtime.close()
+
+
+def test_the_plain_template_makes_a_transcript_that_ends_with_the_answer(base_gguf: Path) -> None:
+    runtime = load_base(base_gguf, chat_template="plain")
+    try:
+        item = chat("What is a river?", temperature=0, max_tokens=60, stop=["never said"])
+        item.messages.insert(0, Message("system", "Answer in one sentence."))
+        found = generate(runtime, item)
+        transcript = "Answer in one sentence.\nUser: What is a river?\nAssistant:"
+        item_as_text = CompletionInput(transcript, Sampling(max_tokens=60, temperature=0))
+        assert generate(runtime, item_as_text).text.startswith(found.text)
+        assert "User:" not in found.text
+        assert found.stop_text == ""
+    finally:
+        runtime.close()
+
+
+def test_a_template_may_be_written_into_the_manifest(base_gguf: Path) -> None:
+    template = "{% for message in messages %}Q: {{ message.content }}\nA:{% endfor %}"
+    runtime = load_base(base_gguf, chat_template=template)
+    try:
+        as_chat = generate(runtime, chat("2 + 2?", temperature=0))
+        as_text = generate(
+            runtime, CompletionInput("Q: 2 + 2?\nA:", Sampling(max_tokens=8, temperature=0))
+        )
+        assert as_chat.usage.input_tokens == as_text.usage.input_tokens
+        assert as_chat.text == as_text.text
+    finally:
+        runtime.close()
 
 
 # ------------------------------------------------------------------------------ prompts
@@ -594,7 +656,7 @@ def test_closing_ends_what_is_running(tmp_path: Path) -> None:
 EXIT_WHILE_BUSY = """
 import asyncio, sys, threading
 from pathlib import Path
-from wherry.models.bundle import open_bundle
+from wherry.models.bundle import Bundle, Manifest, open_bundle
 from wherry.models.tasks.generation import ChatInput, Message
 from wherry.worker.runtimes.llama_cpp import LlamaCppRuntime
 
@@ -649,7 +711,9 @@ def test_token_ids_are_written_as_llama_cpp_writes_them(
     )
     bundle = open_bundle(smollm2_folder(tmp_path / "b", n_parallel=1, batch_tokens=64))
     facts = read_gguf(bundle.main_file)
-    server = llama_server.open_server(bundle, llama_server.read_options(bundle), facts, "cpu")
+    server = llama_server.open_server(
+        bundle, read_options(bundle.manifest.options, llama_server.LlamaOptions), facts, "cpu"
+    )
     socket, key = asked[0]
     transport = httpx.HTTPTransport(uds=str(socket))
     with httpx.Client(transport=transport, headers={"authorization": f"Bearer {key}"}) as client:

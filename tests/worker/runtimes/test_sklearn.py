@@ -35,6 +35,7 @@ from sklearn.svm import LinearSVC
 
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest, open_bundle
+from wherry.models.tasks.forecasting import TIME_SERIES_FORECASTING
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.sklearn_types import TRUSTED_SKLEARN_TYPES
 from wherry.models.tasks.tabular import TABULAR_CLASSIFICATION, Rows
@@ -222,6 +223,94 @@ def test_columns_of_text_and_numbers(tmp_path):
     broken = np.array([b"\xff"], dtype=object)
     with pytest.raises(InvalidInput, match="UTF-8"):
         runtime.prepare(Rows({"size": sizes[:1], "colour": broken}))
+
+
+def colours_and_sizes(**encoder):
+    rows = np.array([["red", 1.0], ["blue", 2.0], ["red", 3.0], [np.nan, 4.0]], dtype=object)
+    encode = ColumnTransformer([("colour", OneHotEncoder(**encoder), [0])], remainder="passthrough")
+    return make_pipeline(encode, LogisticRegression()).fit(rows, [0, 1, 0, 1])
+
+
+COLUMNS = Signature((TensorSpec("colour", "BYTES", (-1,)), TensorSpec("size", "FP64", (-1,))))
+
+
+def test_an_unknown_category_is_refused_or_ignored_as_the_model_was_trained(tmp_path):
+    green = Rows({"colour": np.array([b"green"], dtype=object), "size": np.array([1.0])})
+    strict = load(write_bundle(tmp_path / "strict", colours_and_sizes(), signature=COLUMNS))
+    with pytest.raises(InvalidInput, match="unknown category 'green'") as refused:
+        strict.prepare(green)
+    assert refused.value.hint == "categories: blue, red"
+    model = colours_and_sizes(handle_unknown="ignore")
+    (output,) = run(load(write_bundle(tmp_path / "kind", model, signature=COLUMNS)), green)
+    expected = model.predict_proba(np.array([["green", 1.0]], dtype=object))
+    assert np.allclose(output.probabilities, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_a_missing_text_is_what_the_model_learnt_for_it(tmp_path, missing):
+    rows = np.array([["red", 1.0], ["blue", 2.0], [missing, 3.0]] * 3, dtype=object)
+    encode = ColumnTransformer([("colour", OneHotEncoder(), [0])], remainder="passthrough")
+    model = make_pipeline(encode, LogisticRegression()).fit(rows, [0, 1, 2] * 3)
+    columns = [{"name": "colour", "kind": "category", "required": False}, {"name": "size"}]
+    bundle = write_bundle(tmp_path / "m", model, options={"columns": columns})
+    config = bundle.manifest.task_config()
+    item = TABULAR_CLASSIFICATION.from_plain({"rows": [{"size": 3}, ["red", 1]]}, config)
+    (output,) = run(load(bundle), item)
+    expected = model.predict_proba(np.array([[missing, 3.0], ["red", 1.0]], dtype=object))
+    assert np.allclose(output.probabilities, expected, atol=1e-6)
+
+
+def test_a_model_that_takes_no_missing_values_says_so(iris_runtime):
+    with pytest.raises(InvalidInput, match="takes no missing values"):
+        iris_runtime.prepare(rows_of([[1, 2, 3, np.nan]]))
+
+
+def test_columns_that_are_not_the_models_are_refused_at_load(tmp_path):
+    model = LogisticRegression(max_iter=500).fit(IRIS_ROWS, IRIS_SPECIES)
+    expected = model.predict_proba(IRIS_ROWS[100:101])
+    model.feature_names_in_ = np.array(["a", "b", "c", "d"], dtype=object)
+    columns = [{"name": each} for each in "abcx"]
+    with pytest.raises(InvalidInput, match="'d'"):
+        load(write_bundle(tmp_path / "m", model, options={"columns": columns}))
+    columns = [{"name": each} for each in "dcba"]
+    bundle = write_bundle(tmp_path / "m", model, options={"columns": columns})
+    config = bundle.manifest.task_config()
+    body = dict(zip("abcd", IRIS_ROWS[100].tolist(), strict=True))
+    (output,) = run(load(bundle), TABULAR_CLASSIFICATION.from_plain(body, config))
+    assert np.allclose(output.probabilities, expected, atol=1e-6)
+
+
+def test_columns_chosen_by_name_need_no_data_frame_when_served(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pip install pandas")
+    frame = pandas.DataFrame({"size": [1.0, 2, 3, 4], "colour": ["red", "blue", "red", "blue"]})
+    encode = ColumnTransformer(
+        [("colour", OneHotEncoder(), ["colour"]), ("size", "passthrough", ["size"])]
+    )
+    model = make_pipeline(encode, LogisticRegression()).fit(frame, [0, 1, 0, 1])
+    columns = [{"name": "size"}, {"name": "colour", "kind": "category"}]
+    bundle = write_bundle(tmp_path / "m", model, options={"columns": columns})
+    config = bundle.manifest.task_config()
+    body = {"columns": {name: frame[name].tolist() for name in frame}}
+    (output,) = run(load(bundle), TABULAR_CLASSIFICATION.from_plain(body, config))
+    assert np.allclose(output.probabilities, model.predict_proba(frame), atol=1e-6)
+
+
+def test_a_regressor_tells_a_series_by_its_last_values(tmp_path):
+    series = np.sin(np.arange(60) * np.pi / 6) * 10 + 50
+    windows = np.array([series[end - 12 : end + 6] for end in range(12, 54)])
+    scale = windows[:, :12].mean(axis=1, keepdims=True)
+    model = LinearRegression().fit(windows[:, :12] / scale, windows[:, 12:] / scale)
+    options = {"context": 12, "scaling": "mean", "errors": [0.1] * 6}
+    task = "time-series-forecasting"
+    bundle = write_bundle(tmp_path / "m", model, task=task, options=options)
+    body = {"target": series[:48].tolist(), "horizon": 12}
+    item = TIME_SERIES_FORECASTING.from_plain(body, bundle.manifest.task_config())
+    (output,) = run(load(bundle), item)
+    assert np.abs(output.forecasts[0].mean - series[48:]).max() < 1e-6
+    assert output.usage.rows == 1
+    for wrong in ({}, {"context": 11}, {"context": 12, "errors": [0.1]}):
+        with pytest.raises(InvalidInput):
+            load(write_bundle(tmp_path / "wrong", model, task=task, options=wrong))
 
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, 2)])

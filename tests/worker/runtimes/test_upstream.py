@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from tests.chat_pictures import chat_picture
 
 from wherry.errors import (
     ContextLengthExceeded,
@@ -25,6 +26,7 @@ from wherry.errors import (
     UpstreamFailed,
 )
 from wherry.models.bundle import Bundle, Manifest
+from wherry.models.tasks.chat_pictures import picture_url
 from wherry.models.tasks.generation import (
     TEXT_GENERATION,
     ChatInput,
@@ -187,13 +189,13 @@ def twin() -> Iterator[tuple[Twin, str]]:
     listener.close()
 
 
-def make(url: str, key: str = KEY, **options: Any) -> UpstreamRuntime:
+def make(
+    url: str, key: str = KEY, task: str = "text-generation", **options: Any
+) -> UpstreamRuntime:
     runtime = create_runtime("upstream")
     assert isinstance(runtime, UpstreamRuntime)
     runtime.configure(secrets={"api_key": key}, options={})
-    manifest = Manifest(
-        "text-generation", "upstream", options={"base_url": url, "model": "there"} | options
-    )
+    manifest = Manifest(task, "upstream", options={"base_url": url, "model": "there"} | options)
     runtime.load(Bundle(Path(), manifest), "cpu")
     return runtime
 
@@ -243,10 +245,11 @@ def test_a_later_answer_to_a_prompt_is_not_charged_for_it(twin: tuple[Twin, str]
 
 
 def test_what_was_asked_is_what_is_sent(twin: tuple[Twin, str]) -> None:
+    url = picture_url(chat_picture("red"))
     item = ChatInput(
         messages=[
             Message("system", "Be terse."),
-            Message("user", [TextPart("see"), ImagePart("data:image/png;base64,AA", "low")]),
+            Message("user", [TextPart("see"), ImagePart(url, "low")]),
             Message("assistant", "", tool_calls=[ToolCall("c0", "f", "{}")]),
             Message("tool", "21", tool_call_id="c0"),
         ],
@@ -258,7 +261,9 @@ def test_what_was_asked_is_what_is_sent(twin: tuple[Twin, str]) -> None:
         parallel_tool_calls=False,
         json_format=JsonFormat({"type": "array"}, name="list"),
     )
-    generate(make(twin[1], max_tokens_field="max_completion_tokens"), item)
+    generate(
+        make(twin[1], task="image-text-to-text", max_tokens_field="max_completion_tokens"), item
+    )
     sent = twin[0].bodies[-1]
     assert sent["model"] == "there"
     assert sent["stream"] is True
@@ -268,7 +273,7 @@ def test_what_was_asked_is_what_is_sent(twin: tuple[Twin, str]) -> None:
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "f"}}
     assert sent["parallel_tool_calls"] is False
     assert sent["response_format"]["json_schema"]["schema"] == {"type": "array"}
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA", "detail": "low"}}
+    image = {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
     assert sent["messages"] == [
         {"role": "system", "content": "Be terse."},
         {"role": "user", "content": [{"type": "text", "text": "see"}, image]},
@@ -288,6 +293,27 @@ def test_top_k_is_sent_to_servers_that_take_it(twin: tuple[Twin, str]) -> None:
     assert "top_k" not in twin[0].bodies[-1]
     generate(make(twin[1], takes_top_k=True), say("go", top_k=4))
     assert twin[0].bodies[-1]["top_k"] == 4
+
+
+@pytest.mark.parametrize("field", ["min_p", "repetition_penalty"])
+def test_what_would_be_lost_in_silence_is_refused(twin: tuple[Twin, str], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        generate(make(twin[1]), say("go", **{field: 0.5}))
+    assert refused.value.param == field
+    generate(make(twin[1], takes_top_k=True), say("go", **{field: 0.5}))
+    assert twin[0].bodies[-1][field] == 0.5
+
+
+@pytest.mark.parametrize("task", ["text-generation", "image-text-to-text"])
+def test_a_picture_that_may_not_pass_is_refused_before_anything_is_sent(
+    twin: tuple[Twin, str], task: str
+) -> None:
+    asked = len(twin[0].bodies)
+    url = picture_url(chat_picture("red")) if task == "text-generation" else "https://x.example/a"
+    with pytest.raises(InvalidInput) as refused:
+        generate(make(twin[1], task=task), ChatInput([Message("user", [ImagePart(url)])]))
+    assert refused.value.param == "messages"
+    assert len(twin[0].bodies) == asked
 
 
 def test_the_stop_text_is_told_where_the_server_tells_it(twin: tuple[Twin, str]) -> None:

@@ -10,6 +10,10 @@ from wherry.learning.recipes.recipe import Recipe
 
 BUILT_IN: dict[str, str] = {
     "iris": "wherry.learning.recipes.iris:IRIS",
+    "penguins": "wherry.learning.recipes.penguins:PENGUINS",
+    "cars": "wherry.learning.recipes.cars:CARS",
+    "airline": "wherry.learning.recipes.airline:AIRLINE",
+    "forecaster": "wherry.learning.recipes.forecaster:FORECASTER",
     "topics": "wherry.learning.recipes.topics:TOPICS",
     "movies": "wherry.learning.recipes.movies:MOVIES",
     "prompt-guard": "wherry.learning.recipes.prompt_guard:PROMPT_GUARD",

@@ -24,6 +24,7 @@ from wherry.models.codecs.anthropic_wire import CountRequest, MessagesRequest
 from wherry.models.codecs.chat_tools import check_tool_choice, check_tools
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
 from wherry.models.tasks.generation import (
+    GENERATION_TASKS,
     ChatInput,
     Generation,
     JsonFormat,
@@ -43,7 +44,7 @@ _count_decoder = msgspec.json.Decoder(CountRequest)
 class AnthropicMessages:
     """The codec of `messages`; its one instance is `ANTHROPIC_MESSAGES`."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """One conversation; a last message of the assistant is continued."""
@@ -88,7 +89,7 @@ class AnthropicMessages:
 class AnthropicCount:
     """The codec of `messages/count_tokens`; its one instance is `ANTHROPIC_COUNT`."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """The conversation that `messages` would make of the same body, to be counted."""

@@ -13,6 +13,7 @@ BUILT_IN: dict[str, str] = {
     "inference.grpc": "wherry.models.codecs.inference_grpc:INFERENCE_GRPC",
     "anthropic.messages": "wherry.models.codecs.anthropic_messages:ANTHROPIC_MESSAGES",
     "anthropic.count_tokens": "wherry.models.codecs.anthropic_messages:ANTHROPIC_COUNT",
+    "hf": "wherry.models.codecs.hf:HF",
     "native": "wherry.models.codecs.native:NATIVE",
     "predict": "wherry.models.codecs.predict:PREDICT",
     "kserve_v1": "wherry.models.codecs.kserve_v1:KSERVE_V1",

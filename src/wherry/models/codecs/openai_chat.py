@@ -7,7 +7,7 @@ vendors' extras. Shapes follow the official SDK with strict validation on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta
@@ -33,6 +33,7 @@ from wherry.models.codecs.openai_common import (
     usage_json,
 )
 from wherry.models.tasks.generation import (
+    GENERATION_TASKS,
     MAX_MESSAGES,
     MAX_PARTS,
     MAX_TOOLS,
@@ -83,6 +84,27 @@ class WireImage(msgspec.Struct, tag="image_url"):
     image_url: ImageUrl
 
 
+class WireSound(msgspec.Struct, tag="input_audio"):
+    """Known only to be refused in words."""
+
+
+class WireVideo(msgspec.Struct, tag="video_url"):
+    """Known only to be refused in words."""
+
+
+class WireFile(msgspec.Struct, tag="file"):
+    """Known only to be refused in words."""
+
+
+UNREAD_PARTS = {
+    WireSound: ("sound", "transcribe it with a speech model first"),
+    WireVideo: ("video", "send single pictures of it"),
+    WireFile: ("files", "send their text, or pictures of their pages"),
+}
+"""What no chat model here takes → its name, and what to do instead."""
+WirePart: TypeAlias = WireText | WireImage | WireRefusal | WireSound | WireVideo | WireFile
+
+
 class WireFunctionCall(msgspec.Struct):
     """Name and arguments of a call."""
 
@@ -102,13 +124,7 @@ class WireMessage(msgspec.Struct):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        str
-        | Annotated[
-            list[WireText | WireImage | WireRefusal], Meta(min_length=1, max_length=MAX_PARTS)
-        ]
-        | None
-    ) = None
+    content: str | Annotated[list[WirePart], Meta(min_length=1, max_length=MAX_PARTS)] | None = None
     name: ShortText | None = None
     refusal: str | None = None
     tool_calls: Annotated[list[WireToolCall], Meta(max_length=MAX_TOOLS)] | None = None
@@ -177,7 +193,7 @@ _request_decoder = msgspec.json.Decoder(ChatRequest)
 class OpenAIChat:
     """The codec; its one instance is `OPENAI_CHAT`. Its context is the decoded request."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """`n` items, alike but for their seed; the first is charged for the prompt."""
@@ -363,7 +379,7 @@ def _read_content(message: WireMessage, place: str) -> str | list[Part]:
     if isinstance(message.content, str):
         return message.content
     parts: list[Part] = []
-    for part in message.content:
+    for index, part in enumerate(message.content):
         match part:
             case WireText(text):
                 parts.append(TextPart(text))
@@ -375,6 +391,13 @@ def _read_content(message: WireMessage, place: str) -> str | list[Part]:
                 raise InvalidInput(
                     f"a message of role {message.role!r} cannot hold a picture",
                     param=f"{place}.content",
+                )
+            case WireSound() | WireVideo() | WireFile():
+                kind, hint = UNREAD_PARTS[type(part)]
+                raise InvalidInput(
+                    f"{kind} cannot be part of a message here",
+                    hint=hint,
+                    param=f"{place}.content[{index}]",
                 )
     return parts
 

@@ -64,13 +64,19 @@ class StreamOptions(msgspec.Struct):
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
-    """Fields with one meaning in both request bodies; `null` is the same as leaving out."""
+    """Fields with one meaning in both request bodies; `null` is the same as leaving out.
+
+    `top_k`, `min_p` and `repetition_penalty` are not OpenAI's but vLLM's and Hugging Face's.
+    """
 
     model: str | None = None
     n: Choices | None = None
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)] | None = None
     frequency_penalty: Penalty | None = None
@@ -135,6 +141,9 @@ def sampling_of(
         max_tokens=cap_tokens(max_tokens, config, call.max_tokens),
         temperature=request.temperature,
         top_p=request.top_p,
+        top_k=None if request.top_k is None else max(0, request.top_k),  # -1 is vLLM's for all
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
         seed=request.seed,
         stop=stop,
         frequency_penalty=request.frequency_penalty,

@@ -23,6 +23,7 @@ from wherry.models.codecs.openai_common import (
     usage_json,
 )
 from wherry.models.tasks.generation import (
+    GENERATION_TASKS,
     MAX_PROMPT_TOKENS,
     MAX_TOP_LOGPROBS,
     CompletionInput,
@@ -59,7 +60,7 @@ _request_decoder = msgspec.json.Decoder(CompletionRequest)
 class OpenAICompletions:
     """The codec; its one instance is `OPENAI_COMPLETIONS`. Its context is the decoded request."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """Prompts in order, each `n` times; the first of each is charged for the prompt."""

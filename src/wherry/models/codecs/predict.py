@@ -13,7 +13,7 @@ import msgspec
 
 from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Call, Decoded, Reply, decode_json
-from wherry.models.codecs.plain_json import has_bad_number
+from wherry.models.codecs.plain_json import encode_plain
 from wherry.models.tasks.questions import Question, question_of
 from wherry.models.tasks.task import Task, TaskConfig, media_of
 
@@ -40,19 +40,11 @@ class PredictCodec:
         """The one output, or the question's answer, as an object."""
         question: Question | None = decoded.context
         answer = question.to_plain(outputs) if question else task.to_plain(outputs[0], config)
-        body = encoder.encode(answer)
-        # msgspec writes NaN as null: only then is a second look worth its time
-        if b"null" in body and has_bad_number(answer):
-            raise InvalidInput(
-                "the answer holds NaN or infinity, which JSON cannot carry",
-                hint="ask for binary data over /v2",
-            )
-        return Reply(body)
+        return Reply(encode_plain(answer))
 
 
 PREDICT = PredictCodec()
 object_decoder = msgspec.json.Decoder(dict[str, Any])
-encoder = msgspec.json.Encoder()
 
 MEDIA_BY_TYPE = {"image": "image", "audio": "audio", "video": "audio"}
 """First part of a content type → what it holds for a task: of a video, its sound."""

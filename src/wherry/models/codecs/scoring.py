@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Reply
-from wherry.models.codecs.plain_json import has_bad_number
+from wherry.models.codecs.plain_json import encode_plain
 from wherry.models.tasks.generation import MAX_TEXTS, TextGeneration
 from wherry.models.tasks.tabular import TabularTask
 from wherry.models.tasks.task import Task, TaskConfig, TaskInput, TensorSpec
@@ -28,14 +27,6 @@ MAX_ITEMS = 2048
 """Most instances that are not rows: each is prepared, and answered, by itself."""
 
 Columns = Mapping[str, Sequence[Any]]
-
-encoder = msgspec.json.Encoder()
-
-
-class PredictionsReply(msgspec.Struct):
-    """The answer."""
-
-    predictions: Any
 
 
 def read_instances(
@@ -118,14 +109,7 @@ def write_predictions(outputs: Sequence[Any], task: Task, config: TaskConfig) ->
             for output in outputs
             for each in _plain_answers(task.to_plain(output, config), task)
         ]
-    body = encoder.encode(PredictionsReply(predictions))
-    # msgspec writes NaN as null: only then is a second look worth its time
-    if b"null" in body and has_bad_number(predictions):
-        raise InvalidInput(
-            "the answer holds NaN or infinity, which JSON cannot carry",
-            hint="ask for binary data over /v2",
-        )
-    return Reply(body)
+    return Reply(encode_plain({"predictions": predictions}))
 
 
 def _check_count(

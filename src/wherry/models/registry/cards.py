@@ -9,6 +9,7 @@ from wherry.models.bundle import Manifest, decode_manifest
 from wherry.models.registry import store
 from wherry.models.registry.store import Connection, StoredModel, StoredVersion
 from wherry.models.tasks.catalog import find_task
+from wherry.models.tasks.table_columns import read_columns
 from wherry.models.tasks.task import TensorSpec
 
 
@@ -65,11 +66,27 @@ def describe_manifest(
         labels=list(manifest.labels),
         inputs=[_describe_tensor(spec) for spec in signature.inputs],
         outputs=[_describe_tensor(spec) for spec in signature.outputs],
+        columns=_describe_columns(manifest),
         sample=dict(manifest.sample),
         size_bytes=size_bytes,
         memory_mib=memory_mib,
         load_seconds=load_seconds,
     )
+
+
+def _describe_columns(manifest: Manifest) -> list[schema.ColumnInfo]:
+    if not manifest.task.startswith("tabular"):
+        return []
+    return [
+        schema.ColumnInfo(
+            name=column.name,
+            kind=column.kind,
+            required=column.required,
+            categories=list(column.categories),
+            accepts_unknown=column.accepts_unknown,
+        )
+        for column in read_columns(manifest.task_config())
+    ]
 
 
 def _describe_tensor(spec: TensorSpec) -> schema.TensorInfo:

@@ -17,7 +17,10 @@ from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust import spacy_folder
 from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
 from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
+from wherry.models.trust.gguf import check_gguf
 from wherry.models.trust.onnx import OnnxModel, check_onnx
+from wherry.models.trust.saved_model import FILE_NAME as SAVED_MODEL
+from wherry.models.trust.saved_model import VARIABLES
 
 MAX_MANIFEST_BYTES = 4 << 20
 ANY_TENSOR = Signature((TensorSpec("X", "", ()),), (TensorSpec("X", "", ()),))
@@ -25,23 +28,37 @@ ANY_TENSOR = Signature((TensorSpec("X", "", ()),), (TensorSpec("X", "", ()),))
 IGNORED_NAMES = frozenset({"__pycache__", "__MACOSX"})
 PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
 """Where Hugging Face's exporters put the graph of full precision."""
+CLASSIFIER_OUTPUTS = (
+    {"label", "probabilities"},
+    {"output_label", "output_probability"},
+)
 SPLIT_GGUF = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+POOLING_TYPES = (1, 2, 3)
+"""`pooling_type` of GGUF models that make vectors: mean, first, last token."""
 RUNTIME_FORMATS = {
     "onnx": {"onnx"},
     "faster_whisper": {"ctranslate2"},
     "hibari": {"onnx"},
     "llama_cpp": {"gguf"},
+    "llama_embeddings": {"gguf"},
     "tflite": {"tflite"},
     "sklearn": {"skops", "pickle"},
     "spacy": {"spacy"},
     "static_embeddings": {"safetensors"},
+    "torch": {"torchscript", "torch-export"},
+    "keras": {"keras", "hdf5"},
+    "tensorflow": {"saved-model"},
 }
 """Runtime → formats that its main file may have; other runtimes open what they like."""
 
+GRAPH_SUFFIXES = {"torch": (".pt2", ".pt"), "keras": (".keras", ".h5", ".hdf5")}
+"""Runtimes whose file says all that is needed, and how their files are called."""
+
 SUPPORTED = (
-    "supported: one .onnx, .tflite, .gguf or .skops file; a Hugging Face folder with tokenizer.json and "
-    "model.onnx; a spaCy pipeline; a Whisper folder with model.bin (CTranslate2) and tokenizer.json; "
-    "model.py with a class Model; or a folder with wherry.toml"
+    "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; a SavedModel; a "
+    "Hugging Face folder with tokenizer.json and model.onnx; a spaCy pipeline; a Whisper folder with "
+    "model.bin (CTranslate2) and tokenizer.json; model.py with a class Model; or a folder with "
+    "wherry.toml"
 )
 
 
@@ -136,9 +153,13 @@ def _detect_kind(
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):
         return Manifest(wishes.task or "tensor", "tflite", files=(_choose_only(tflite),))
+    if SAVED_MODEL in paths:
+        return _detect_saved_model(paths, wishes)
+    for runtime, suffixes in GRAPH_SUFFIXES.items():
+        if graphs := [path for suffix in suffixes for path in by_suffix.get(suffix, [])]:
+            return Manifest(wishes.task or "tensor", runtime, files=(_choose_only(graphs),))
     if gguf := by_suffix.get(".gguf"):
-        files = _choose_gguf(gguf)
-        return Manifest(wishes.task or "text-generation", "llama_cpp", files=files)
+        return _detect_gguf(folder, gguf, wishes)
     if models := by_suffix.get(".skops", []) + pickles:
         return _detect_sklearn(folder, _choose_only(models), wishes)
     if table := huggingface.find_static_table(folder, by_suffix.get(".safetensors", [])):
@@ -189,11 +210,11 @@ def _detect_onnx(
     elif huggingface.is_image_model(folder, paths):
         found_task, details = huggingface.describe_image_model(folder)
     else:
-        found_task, details = wishes.task or "tensor", huggingface.Details()
+        found_task, details = wishes.task or guess_table_task(model), huggingface.Details()
     return Manifest(
         task=wishes.task or found_task,
         runtime="onnx",
-        labels=details.labels,
+        labels=details.labels or _classes_for(wishes.task or found_task, model),
         signature=_signature_for(wishes.task or found_task, model),
         files=(*files, *details.files),
         options=details.options,
@@ -202,7 +223,21 @@ def _detect_onnx(
 
 def _signature_for(task: str, model: OnnxModel) -> Signature:
     """The graph's own tensors where clients send those; texts and pictures have the task's."""
+    if task.startswith("tabular"):
+        return Signature(inputs=model.signature.inputs)
     return model.signature if task == "tensor" else Signature()
+
+
+def _classes_for(task: str, model: OnnxModel) -> tuple[str, ...]:
+    return model.classes if task == "tabular-classification" else ()
+
+
+def guess_table_task(model: OnnxModel) -> str:
+    """What a graph without other files does: a table's task by the names skl2onnx gives outputs."""
+    outputs = {spec.name for spec in model.signature.outputs}
+    if outputs in CLASSIFIER_OUTPUTS:
+        return "tabular-classification"
+    return "tabular-regression" if outputs == {"variable"} else "tensor"
 
 
 def _detect_sklearn(folder: Path, main: str, wishes: Wishes) -> Manifest:
@@ -210,6 +245,12 @@ def _detect_sklearn(folder: Path, main: str, wishes: Wishes) -> Manifest:
     return Manifest(
         task=wishes.task or guessed or "tabular-classification", runtime="sklearn", files=(main,)
     )
+
+
+def _detect_saved_model(paths: Sequence[str], wishes: Wishes) -> Manifest:
+    """A folder of TensorFlow's: the graph, and the variables beside it."""
+    variables = [path for path in paths if VARIABLES.fullmatch(path)]
+    return Manifest(wishes.task or "tensor", "tensorflow", files=(SAVED_MODEL, *variables))
 
 
 def _choose_only(found: Sequence[str]) -> str:
@@ -221,11 +262,39 @@ def _choose_only(found: Sequence[str]) -> str:
     return found[0]
 
 
+def _detect_gguf(folder: Path, found: Sequence[str], wishes: Wishes) -> Manifest:
+    """A language model, which sees if there is a projector beside it, or one that makes vectors."""
+    projectors = [path for path in found if "mmproj" in PurePosixPath(path).name.lower()]
+    models = _choose_gguf([path for path in found if path not in projectors] or found)
+    if len(found) == len(projectors):
+        raise InvalidInput(
+            f"{_list_some(found)} turns pictures into what a model reads, and there is no model",
+            hint="put the model's own .gguf file beside it",
+        )
+    if wishes.task in (None, "feature-extraction") and _makes_vectors(folder / models[0]):
+        return Manifest("feature-extraction", "llama_embeddings", files=models)
+    task = wishes.task or ("image-text-to-text" if projectors else "text-generation")
+    seeing = (_choose_projector(projectors),) if projectors and task != "text-generation" else ()
+    return Manifest(task, "llama_cpp", files=(*models, *seeing))
+
+
+def _makes_vectors(gguf: Path) -> bool:
+    """Whether the file says how vectors of tokens become one of the text."""
+    metadata = check_gguf(gguf)
+    architecture = metadata.get("general.architecture", "")
+    return metadata.get(f"{architecture}.pooling_type") in POOLING_TYPES
+
+
+def _choose_projector(found: Sequence[str]) -> str:
+    """The smallest loss first: publishers often give one in 16 bits and one in 8."""
+    return min(found, key=lambda path: ("f16" not in path.lower(), path))
+
+
 def _choose_gguf(found: Sequence[str]) -> tuple[str, ...]:
     """One file, or all parts of one split model in order."""
     parts = [SPLIT_GGUF.fullmatch(path) for path in sorted(found)]
     if not all(parts):
-        return (_choose_only([path for path in found if "mmproj" not in path.lower()] or found),)
+        return (_choose_only(found),)
     matches = [match for match in parts if match]
     expected = [
         f"{matches[0][1]}-{number:05}-of-{matches[0][3]}.gguf"
@@ -291,10 +360,8 @@ def _check_content(
 
 
 def _explain_missing(by_suffix: Mapping[str, Sequence[str]]) -> str:
-    if {".safetensors", ".bin", ".pt", ".pth"} & by_suffix.keys():
-        return "PyTorch weights are not served: export the model to ONNX or GGUF; " + SUPPORTED
-    if {".h5", ".keras", ".pb"} & by_suffix.keys():
-        return "Keras and TensorFlow models are not served: export to ONNX; " + SUPPORTED
+    if {".safetensors", ".bin", ".pth"} & by_suffix.keys():
+        return "weights alone are not served: export the model to ONNX or TorchScript; " + SUPPORTED
     return SUPPORTED
 
 

@@ -16,6 +16,7 @@ from wherry.models.bundle import (
     safe_relative_path,
 )
 from wherry.models.tasks.catalog import task_names
+from wherry.models.tasks.table_columns import check_columns
 from wherry.models.tasks.task import TensorSpec, type_by_datatype
 
 MAX_LABELS = 200_000
@@ -43,6 +44,8 @@ def check_manifest(manifest: Manifest, paths: Sequence[str]) -> None:
     _check_labels(manifest)
     _check_tensors(manifest.signature.inputs)
     _check_tensors(manifest.signature.outputs)
+    if manifest.task.startswith("tabular"):
+        check_columns(manifest.task_config())
     check_requirements(manifest)
     if manifest.max_batch_rows < 0:
         raise InvalidInput("max_batch_rows is negative")

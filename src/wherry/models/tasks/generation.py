@@ -24,6 +24,8 @@ from wherry.models.tasks.task import (
 )
 from wherry.models.tasks.text import texts_to_tensor
 
+GENERATION_TASKS = frozenset({"text-generation", "image-text-to-text"})
+"""Tasks of these types; the second's models also see."""
 MAX_MESSAGES = 2048
 MAX_TEXTS = 128
 """Most texts of one tensor: each is a generation of its own."""
@@ -119,6 +121,10 @@ class Sampling(msgspec.Struct):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)] | None = None
     """Only so many of the likeliest tokens may be chosen; 0 = all."""
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Tokens less likely than this share of the likeliest are not chosen."""
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    """Divides the logit of every token that has been there; 1 = none. Not for every runtime."""
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[list[StopText], Meta(max_length=MAX_STOPS)] = []
     frequency_penalty: Penalty | None = None
@@ -172,6 +178,8 @@ class TopLogprob(msgspec.Struct):
     token: str
     logprob: float
     bytes: list[int] | None = None
+    id: int | None = None
+    """In the model's vocabulary, where the runtime knows it."""
 
 
 class TokenLogprob(msgspec.Struct):
@@ -182,6 +190,7 @@ class TokenLogprob(msgspec.Struct):
     """Natural logarithm, finite, at most 0."""
     bytes: list[int] | None = None
     top: list[TopLogprob] = []
+    id: int | None = None
 
 
 class ToolCallDelta(msgspec.Struct):

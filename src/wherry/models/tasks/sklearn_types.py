@@ -19,6 +19,7 @@ TRUSTED_SKLEARN_TYPES = frozenset(
         "sklearn._loss.loss": "AbsoluteError ExponentialLoss HalfBinomialLoss HalfGammaLoss "
         "HalfMultinomialLoss HalfPoissonLoss HalfSquaredError HalfTweedieLoss "
         "HalfTweedieLossIdentity HuberLoss PinballLoss",
+        "sklearn.compose._column_transformer": "make_column_selector",
         "sklearn.calibration": "_CalibratedClassifier _SigmoidCalibration",
         "sklearn.ensemble._hist_gradient_boosting.predictor": "TreePredictor",
         "sklearn.feature_selection._mutual_info": "mutual_info_classif mutual_info_regression",

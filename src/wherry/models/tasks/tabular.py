@@ -1,8 +1,8 @@
 """The tasks `tabular-classification` and `tabular-regression`: rows of features in, answers out.
 
-Rows come as one tensor of shape [-1, features], or as one tensor a feature (columns). The plain
-form is `{"row": [5.1, 3.5]}`, `{"rows": [[…], […]]}`, or the features by name, alone or under
-`features`. A request of many rows is one item, so a runtime answers it in one call.
+Rows come as one tensor of shape [-1, features], or as one tensor a feature (columns); the plain
+forms are those of `table_forms`, what a bundle says of its columns is in `table_columns`. A request
+of many rows is one item, so a runtime answers it in one call.
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ import numpy as np
 
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.tasks.classification import shortest_floats
+from wherry.models.tasks.table_columns import (
+    Column,
+    check_arrays,
+    number_of_text,
+    read_columns,
+    to_arrays,
+)
+from wherry.models.tasks.table_forms import by_column, by_row, read_table
 from wherry.models.tasks.task import (
     Signature,
     TaskConfig,
@@ -26,7 +34,6 @@ from wherry.models.tasks.task import (
 from wherry.models.tasks.tensor import (
     Array,
     array_from_plain,
-    check_names,
     check_tensor,
     check_tensors,
     count_rows,
@@ -34,15 +41,15 @@ from wherry.models.tasks.tensor import (
 )
 
 FP32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
-MAX_NAMED = 12
-"""Most feature names that an error message lists."""
 
 
 class Rows(msgspec.Struct):
     """The rows of one request."""
 
     tensors: Mapping[str, Array]
-    """One matrix (rows, features), or one column (rows,) or (rows, 1) a feature."""
+    """One matrix (rows, features), or one column (rows,) or (rows, 1) a feature.
+
+    A missing value is NaN, or an empty text in a column that the bundle declares as not required."""
     many: bool = True
     """False for the plain form of a single row, whose answer is one object."""
 
@@ -78,30 +85,44 @@ class TabularTask:
         self.name = name
 
     def inputs(self, config: TaskConfig) -> tuple[TensorSpec, ...]:
-        """The bundle's inputs, or one matrix of any width."""
-        return config.signature.inputs or (TensorSpec("input", "FP32", (-1, -1)),)
+        """The bundle's inputs, its columns, or one matrix of any width."""
+        if config.signature.inputs:
+            return config.signature.inputs
+        columns = tuple(column.spec for column in read_columns(config))
+        return columns or (TensorSpec("input", "FP32", (-1, -1)),)
 
     def from_tensors(self, tensors: Tensors, config: TaskConfig) -> Sequence[Rows]:
         """One item with all rows."""
         specs = self.inputs(config)
-        if len(specs) == 1 and len(tensors) == 1:  # nearly always
-            array = tensors.get(specs[0].name)
+        if len(specs) == 1 and len(tensors) == 1 and "columns" not in config.options:
+            array = tensors.get(specs[0].name)  # nearly always
             if array is not None:
                 check_tensor(array, specs[0])
                 return [Rows(tensors)]
         check_tensors(tensors, specs)
         count_rows(tensors, specs)
+        if columns := read_columns(config):
+            check_arrays(split_columns(tensors, columns, specs), columns)
         return [Rows(tensors)]
 
     def from_plain(self, body: Mapping[str, Any], config: TaskConfig) -> Rows:
-        """See the module's docstring."""
+        """One item with all rows of a table in one of its plain forms."""
         specs = self.inputs(config)
-        rows, many = rows_of(body)
-        if len(specs) == 1 and len(specs[0].shape) == 2:
+        if columns := read_columns(config):
+            return declared_rows(body, columns, specs)
+        if is_matrix(specs):
             names = tuple(config.options.get("feature_names", ()))
-            matrix = [vector_of(row, names) for row in rows]
-            return Rows({specs[0].name: array_from_plain(matrix, specs[0])}, many)
-        return Rows(columns_of(rows, specs), many)
+            table = read_table(body, names)
+            matrix = array_of(by_row(table, names), specs[0], are_texts=table.are_texts)
+            return Rows({specs[0].name: matrix}, table.many)
+        names = tuple(spec.name for spec in specs)
+        table = read_table(body, names)
+        values = by_column(table, names)
+        arrays = {
+            spec.name: array_of(values[spec.name], spec, are_texts=table.are_texts)
+            for spec in specs
+        }
+        return Rows(arrays, table.many)
 
 
 class TabularClassification(TabularTask):
@@ -186,66 +207,64 @@ TABULAR_CLASSIFICATION = TabularClassification("tabular-classification")
 TABULAR_REGRESSION = TabularRegression("tabular-regression")
 
 
-def rows_of(body: Mapping[str, Any]) -> tuple[list[Any], bool]:
-    """The rows of a plain body, each a list or an object, and whether there may be many."""
-    for key in ("rows", "row", "features", "inputs", "input"):
-        if key in body and isinstance(body[key], (list, dict)):
-            break
-    else:
-        if not body:
-            raise InvalidInput("the body is empty", hint='send {"row": […]}', param="row")
-        return [body], False
-    if len(body) > 1:
-        raise InvalidInput(f"{key!r} must stand alone in the body", param=key)
-    value: Any = body[key]
-    many = isinstance(value, list) and all(isinstance(row, (list, dict)) for row in value)
-    if key == "rows" and not many:
-        raise InvalidInput("'rows' must be a list of rows", hint='or send {"row": […]}')
-    return (value, True) if many and value else ([value], False)
+def is_matrix(specs: Sequence[TensorSpec]) -> bool:
+    """Whether all features come in one tensor."""
+    return len(specs) == 1 and len(specs[0].shape) == 2
 
 
-def vector_of(row: Any, names: Sequence[str]) -> list[Any]:
-    """A row as a list in the model's order of features."""
-    if isinstance(row, list):
-        return row
-    if not names:
-        raise InvalidInput("the model has no feature names", hint='send {"row": [numbers]}')
-    check_features(row, names)
-    return [row[name] for name in names]
+def declared_rows(
+    body: Mapping[str, Any], columns: Sequence[Column], specs: Sequence[TensorSpec]
+) -> Rows:
+    """A plain table by the columns that the bundle declares."""
+    names = tuple(column.name for column in columns)
+    table = read_table(body, names)
+    optional = frozenset(column.name for column in columns if not column.required)
+    values = by_column(table, names, optional)
+    arrays = to_arrays(values, columns, are_texts=table.are_texts)
+    check_arrays(arrays, columns)
+    if is_matrix(specs) and specs[0].name not in arrays:
+        kind = type_of(specs[0].datatype)
+        matrix = np.stack([arrays[name].astype(kind) for name in names], axis=1)
+        return Rows({specs[0].name: matrix}, table.many)
+    tensors = {
+        spec.name: arrays[spec.name]
+        .astype(type_of(spec.datatype), copy=False)
+        .reshape((-1, *(1,) * (len(spec.shape) - 1)))
+        for spec in specs
+    }
+    return Rows(tensors, table.many)
 
 
-def columns_of(rows: Sequence[Any], specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Rows as one tensor a feature."""
-    names = [spec.name for spec in specs]
-    for row in rows:
-        if isinstance(row, dict):
-            check_features(row, names)
-        elif not isinstance(row, list) or len(row) != len(names):
-            raise InvalidInput(f"a row must have {len(names)} values", hint=list_names(names))
-    columns: dict[str, Array] = {}
-    for index, spec in enumerate(specs):
-        column = [row[spec.name] if isinstance(row, dict) else row[index] for row in rows]
-        wrapped = [[value] for value in column] if len(spec.shape) == 2 else column
-        columns[spec.name] = array_from_plain(wrapped, spec)
-    check_names(columns, specs)
-    return columns
+def split_columns(
+    tensors: Tensors, columns: Sequence[Column], specs: Sequence[TensorSpec]
+) -> Mapping[str, Array]:
+    """The declared columns of a request's tensors."""
+    if not is_matrix(specs) or specs[0].name in {column.name for column in columns}:
+        return tensors
+    matrix = tensors[specs[0].name]
+    if matrix.shape[1] != len(columns):
+        raise InvalidInput(f"a row has {matrix.shape[1]} features, the model takes {len(columns)}")
+    return {column.name: matrix[:, index] for index, column in enumerate(columns)}
 
 
-def check_features(row: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Every feature is in the row and nothing else."""
-    known = frozenset(names)
-    unknown = next((name for name in row if name not in known), None)
-    if unknown is not None:
-        raise InvalidInput(f"unknown feature {unknown[:80]!r}", hint=list_names(names))
-    missing = next((name for name in names if name not in row), None)
-    if missing is not None:
-        raise InvalidInput(f"missing feature {missing!r}", hint=list_names(names))
+def array_of(values: list[Any], spec: TensorSpec, *, are_texts: bool) -> Array:
+    """A matrix of rows, or a column of values, that no column of the bundle describes.
 
-
-def list_names(names: Sequence[str]) -> str:
-    """The first names, for a hint."""
-    more = f" … ({len(names)} in all)" if len(names) > MAX_NAMED else ""
-    return "features: " + ", ".join(names[:MAX_NAMED]) + more
+    A missing value is NaN, where the datatype has one.
+    """
+    if len(spec.shape) == 2 and not (values and isinstance(values[0], list)):
+        values = [[value] for value in values]
+    rows: list[list[Any]] = values if len(spec.shape) == 2 else [values]
+    if are_texts and spec.datatype != "BYTES":
+        rows = [[number_of_text(value) for value in row] for row in rows]
+    has_holes = any(None in row for row in rows) and spec.datatype in ("FP16", "FP32", "FP64")
+    filled = [[0.0 if value is None else value for value in row] for row in rows]
+    plain: list[Any] = filled if has_holes else rows
+    array = array_from_plain(plain if len(spec.shape) == 2 else plain[0], spec)
+    if has_holes:
+        holes = np.array([[value is None for value in row] for row in rows])
+        array[holes.reshape(array.shape)] = np.nan
+    return array
 
 
 def label_of(index: int, labels: Sequence[str]) -> str:

@@ -7,6 +7,9 @@ import math
 import re
 import stat
 import zipfile
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -101,6 +104,21 @@ def _item_bytes(description: Any) -> int:
     if not match:
         raise ValueError(description)
     return int(match[2]) * (4 if match[1] == "U" else 1)
+
+
+@contextmanager
+def checked_zip(path: Path) -> Generator[zipfile.ZipFile]:
+    """A ZIP file whose members are plain files with safe names, not too many, and no bomb.
+
+    Raises:
+        FormatNotAllowed: it is none, or damaged.
+    """
+    with open_regular(path) as file, _open_zip(path.name, file) as archive:
+        _check_members(path.name, archive)
+        try:
+            yield archive
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise FormatNotAllowed(f"{path.name!r} is a damaged ZIP file") from error
 
 
 def zip_names(path: Path) -> set[str]:

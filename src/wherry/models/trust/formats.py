@@ -1,7 +1,7 @@
 """Decides by a file's content whether it may be served; its name only says what it claims to be.
 
 Served are formats that hold numbers and texts. Formats that run code when they are loaded
-(pickles, Keras, Python) need the operator's setting, however their files are called.
+(pickles, Python) need the operator's setting, however their files are called.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from wherry.models.trust.ctranslate2 import check_ctranslate2, is_ctranslate2
 from wherry.models.trust.files import open_regular
 from wherry.models.trust.gguf import MAGIC as GGUF_MAGIC
 from wherry.models.trust.gguf import check_gguf
+from wherry.models.trust.keras import HDF5_MAGIC, check_hdf5, check_keras
 from wherry.models.trust.onnx import check_onnx
 from wherry.models.trust.safetensors import check_safetensors
+from wherry.models.trust.saved_model import FILE_NAME as SAVED_MODEL
+from wherry.models.trust.saved_model import VARIABLES, check_saved_model
 from wherry.models.trust.spacy_folder import check_spacy_file, pipeline_files
 from wherry.models.trust.tflite import MAGIC as TFLITE_MAGIC
 from wherry.models.trust.tflite import check_tflite
+from wherry.models.trust.torch_export import check_torch_export, is_torch_export
+from wherry.models.trust.torch_script import check_torch_script, is_torch_script
 
 MAX_TEXT_BYTES = 256 << 20
 MAX_CONFIG_BYTES = 4 << 20
@@ -41,9 +46,16 @@ TOKENIZER_NAMES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"
 CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipelines"})
 """Keys by which Hugging Face libraries load Python code."""
 
+CLAIMS = {
+    ".pt": "TorchScript",
+    ".pt2": "an exported program of PyTorch",
+    ".keras": "a Keras model",
+    ".h5": "a Keras model in HDF5",
+    ".hdf5": "a Keras model in HDF5",
+}
+"""Suffix → what a file of this name has to be."""
 CONVERT = "convert it to onnx, safetensors, gguf or skops, or save plain JSON or text"
 KNOWN_MAGICS = {
-    b"\x89HDF": ("a Keras or HDF5 file", "export the model to ONNX"),
     b"!<arch>": ("a native library", CONVERT),
     b"\x7fELF": ("a program or a native library", CONVERT),
     b"MZ": ("a program or a native library", CONVERT),
@@ -67,12 +79,16 @@ def check_format(path: Path, *, allow_pickle: bool = False, allow_code: bool = F
     """
     with open_regular(path) as file:
         head = file.read(HEAD_BYTES)
+    if _is_variables(path):
+        return "tensorflow-variables"  # numbers without a head: they may look like anything
     if is_pickle(head) or path.suffix.lower() in PICKLE_SUFFIXES:
         return _check_pickle(path, allow_pickle)
     if path.suffix.lower() in (".py", ".pyi"):
         return _check_code(path, allow_code)
     if head.startswith(b"PK"):
         return _check_zip(path)
+    if head.startswith(HDF5_MAGIC):
+        return _check_hdf5(path)
     for magic, (what, hint) in KNOWN_MAGICS.items():
         if head.startswith(magic):
             raise FormatNotAllowed(f"{path.name!r} is {what}", hint=hint)
@@ -132,6 +148,12 @@ def is_pickle(head: bytes) -> bool:
     )
 
 
+def _is_variables(path: Path) -> bool:
+    """Whether a file is one that a SavedModel beside it reads as its variables."""
+    name = "/".join(path.parts[-2:])
+    return bool(VARIABLES.fullmatch(name)) and (path.parents[1] / SAVED_MODEL).is_file()
+
+
 def _check_pickle(path: Path, allow_pickle: bool) -> str:
     if path.suffix.lower() not in PICKLE_SUFFIXES:
         raise FormatNotAllowed(f"{path.name!r} is a pickle under another name", hint=CONVERT)
@@ -158,17 +180,41 @@ def _check_zip(path: Path) -> str:
     if "schema.json" in names:
         archives.check_skops(path)
         return "skops"
+    if is_torch_script(names):
+        _check_suffix(path, ".pt")
+        check_torch_script(path)
+        return "torchscript"
+    if is_torch_export(names):
+        _check_suffix(path, ".pt2")
+        check_torch_export(path)
+        return "torch-export"
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
         raise FormatNotAllowed(
             f"{path.name!r} is a PyTorch checkpoint, which holds a pickle",
-            hint="export the model to ONNX, or save its weights as safetensors",
+            hint="save torch.jit.script(model) or torch.export.export(model, …), or export to ONNX",
         )
     if "model.weights.h5" in names:
-        raise FormatNotAllowed(f"{path.name!r} is a Keras model", hint="export it to ONNX")
+        _check_suffix(path, ".keras")
+        check_keras(path)
+        return "keras"
     if path.suffix == ".npz":
         archives.check_npz(path)
         return "npz"
     raise FormatNotAllowed(f"{path.name!r} is a ZIP archive", hint="unpack it first")
+
+
+def _check_suffix(path: Path, *known: str) -> None:
+    """Whoever lists a folder should see what is in it."""
+    if path.suffix.lower() not in known:
+        raise FormatNotAllowed(
+            f"{path.name!r} is {CLAIMS[known[0]]} under another name", hint=f"call it {known[0]}"
+        )
+
+
+def _check_hdf5(path: Path) -> str:
+    _check_suffix(path, ".h5", ".hdf5")
+    check_hdf5(path)
+    return "hdf5"
 
 
 def _check_by_name(path: Path, head: bytes) -> str:
@@ -185,6 +231,9 @@ def _check_by_name(path: Path, head: bytes) -> str:
     if suffix == ".bin" and is_ctranslate2(head):
         check_ctranslate2(path)
         return "ctranslate2"
+    if path.name == SAVED_MODEL:
+        check_saved_model(path)
+        return "saved-model"
     if suffix == ".safetensors":
         check_safetensors(path)
         return "safetensors"
@@ -196,9 +245,10 @@ def _check_by_name(path: Path, head: bytes) -> str:
     if suffix in TEXT_SUFFIXES or path.stem.lower() in TEXT_NAMES or path.name == MANIFEST:
         _check_text(path)
         return "text"
+    what = f"not {CLAIMS[suffix]}" if suffix in CLAIMS else "of no format that is served"
     raise FormatNotAllowed(
-        f"{path.name!r} is of no format that is served",
-        hint=f"{CONVERT}; served are .onnx .tflite .gguf .skops .safetensors .npy .json .txt .csv",
+        f"{path.name!r} is {what}",
+        hint=f"{CONVERT}; served are .onnx .tflite .gguf .pt .pt2 .keras .h5 .skops .safetensors .npy .json .txt .csv",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,8 @@ MAX_NODES = 200_000
 MAX_INITIALIZERS = 200_000
 MAX_GRAPH_DEPTH = 16
 MAX_DIMENSIONS = 64
+MAX_CLASSES = 10_000
+"""Most classes whose names are read."""
 ALLOWED_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 )
@@ -61,6 +64,8 @@ class OnnxModel(msgspec.Struct):
     signature: Signature
     opsets: dict[str, int]
     external: list[ExternalData]
+    classes: tuple[str, ...] = ()
+    """Names of the classes of a classifier of tables, where a node of it holds them."""
 
     @property
     def external_files(self) -> list[str]:
@@ -114,6 +119,7 @@ class _Walk:
         self._initializers = 0
         self._domains: set[str] = set()
         self._external: list[ExternalData] = []
+        self._classes: tuple[str, ...] = ()
 
     def model(self) -> OnnxModel:
         graph: Message | None = None
@@ -141,7 +147,7 @@ class _Walk:
             raise FormatNotAllowed("it has no graph, or no operator set")
         signature = self._walk_top_graph(graph)
         self._refuse_domains(own_domains)
-        return OnnxModel(signature, opsets, self._external)
+        return OnnxModel(signature, opsets, self._external, self._classes)
 
     def _refuse_domains(self, own_domains: set[str]) -> None:
         if foreign := self._domains - ALLOWED_DOMAINS - own_domains:
@@ -206,6 +212,8 @@ class _Walk:
                     self._walk_graph(attribute.inner(field), depth + 1)
                 case 5 | 10:
                     self._walk_tensor(attribute.inner(field))
+                case 8 | 9 if not self._classes:
+                    self._classes = _read_classes(attribute)
                 case 22 | 23:
                     self._walk_sparse_tensor(attribute.inner(field))
                 case _:
@@ -237,6 +245,22 @@ class _Walk:
             raise FormatNotAllowed("a tensor has a shape that cannot be")
         if is_external or external:
             self._external.append(_read_external(external))
+
+
+def _read_classes(attribute: Message) -> tuple[str, ...]:
+    """Values of `classlabels_strings`, `classlabels_ints` or `classlabels_int64s`; else none."""
+    found: list[str] = []
+    for field in attribute.fields():
+        if field.number == 1:
+            if not bytes(attribute.data(field)).startswith(b"classlabels_"):
+                break
+        elif field.number == 8:
+            found += map(str, islice(attribute.integers(field), MAX_CLASSES))
+        elif field.number == 9:
+            found.append(attribute.text(field))
+        if len(found) > MAX_CLASSES:
+            return ()
+    return tuple(found)
 
 
 def _make_signature(

@@ -9,10 +9,14 @@ from wherry.errors import InvalidInput, MissingExtra
 from wherry.worker.runtimes.runtime import Runtime
 
 BUILT_IN: dict[str, tuple[str, str]] = {
+    "forecaster": ("wherry.worker.runtimes.forecaster:ForecasterRuntime", ""),
     "onnx": ("wherry.worker.runtimes.onnx:OnnxRuntime", "onnx"),
     "opencv": ("wherry.worker.runtimes.opencv:OpencvRuntime", "opencv"),
     "recommender": ("wherry.worker.runtimes.recommender:RecommenderRuntime", ""),
     "tflite": ("wherry.worker.runtimes.tflite:TfliteRuntime", "tflite"),
+    "keras": ("wherry.worker.runtimes.keras:KerasRuntime", "keras"),
+    "tensorflow": ("wherry.worker.runtimes.tensorflow:TensorflowRuntime", "tensorflow"),
+    "torch": ("wherry.worker.runtimes.torch:TorchRuntime", "torch"),
     "sklearn": ("wherry.worker.runtimes.sklearn:SklearnRuntime", "sklearn"),
     "faster_whisper": ("wherry.worker.runtimes.faster_whisper:FasterWhisperRuntime", "whisper"),
     "hibari": ("wherry.worker.runtimes.hibari:HibariRuntime", "tts"),
@@ -22,15 +26,20 @@ BUILT_IN: dict[str, tuple[str, str]] = {
         "wherry.worker.runtimes.static_embeddings:StaticEmbeddingsRuntime",
         "onnx",
     ),
+    "llama_embeddings": (
+        "wherry.worker.runtimes.llama_embeddings:LlamaEmbeddingsRuntime",
+        "llama-cpp",
+    ),
     "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
     "python_stream": ("wherry.worker.runtimes.python_class:PythonStreamRuntime", ""),
+    "vllm": ("wherry.worker.runtimes.vllm:VllmRuntime", "vllm"),
     "upstream": ("wherry.worker.runtimes.upstream:UpstreamRuntime", ""),
 }
 """Name → (import string, the extra of `pip install 'wherry[extra]'` it needs)."""
 
 
 def create_runtime(name: str) -> Runtime:
-    """A new runtime, not loaded; `MissingExtra` prints the pip command."""
+    """A new runtime, not loaded; `MissingExtra` says both ways to install it."""
     if name in BUILT_IN:
         path, extra = BUILT_IN[name]
         module, attribute = path.split(":")
@@ -39,7 +48,8 @@ def create_runtime(name: str) -> Runtime:
         except ModuleNotFoundError as error:
             raise MissingExtra(
                 f"runtime {name!r} needs the package {error.name!r}",
-                hint=f"pip install 'wherry[{extra}]'",
+                hint=f"pip install 'wherry[{extra}]', or into an environment of its own: "
+                f"wherry runtime install {name}",
             ) from error
     for point in entry_points(group="wherry.runtimes", name=name):
         return point.load()()

@@ -8,13 +8,16 @@ know them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from wherry.errors import InvalidInput
 from wherry.models.tasks.generation import ChatInput, Message, TextPart, Tool, ToolCall
+
+Content = str | list[dict[str, Any]]
+"""Of a rendered message: text, or parts where there are pictures among them."""
 
 WORD_JOINER = "\u2060"
 """Invisible, and in no control token: put into a look-alike it makes ordinary text of it."""
@@ -72,11 +75,26 @@ def _break_token(found: re.Match[str]) -> str:
 
 
 def render_messages(
-    item: ChatInput, abilities: TemplateAbilities, neutralise: Neutraliser
+    item: ChatInput,
+    abilities: TemplateAbilities,
+    neutralise: Neutraliser,
+    pictures: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Messages for the model's template, tools included where they must be plain text."""
+    """Messages for the model's template, tools included where they must be plain text.
+
+    Args:
+        item: the conversation.
+        abilities: of the template.
+        neutralise: for all text of it.
+        pictures: `data:` URLs to show, one for each picture of the conversation, in order.
+    """
     messages: list[dict[str, Any]] = []
+    shown = iter(pictures)
     for message in item.messages:
+        if message.role == "user":
+            content = _content_of(message, neutralise, shown)
+            messages.append({"role": "user", "content": content})
+            continue
         text = neutralise.text(_text_of(message))
         if message.role == "tool":
             _add_tool_result(messages, message, text, abilities)
@@ -133,9 +151,35 @@ def _text_of(message: Message) -> str:
     texts: list[str] = []
     for part in message.content:
         if not isinstance(part, TextPart):
-            raise InvalidInput("this model reads text only", hint="send parts of type 'text'")
+            raise InvalidInput(
+                f"this model takes no pictures in a message of role {message.role!r}",
+                hint="send them in a message of the user",
+                param="messages",
+            )
         texts.append(part.text)
     return "\n".join(texts)
+
+
+def _content_of(message: Message, neutralise: Neutraliser, pictures: Iterator[str]) -> Content:
+    """A user's message; its pictures are taken from `pictures`."""
+    if isinstance(message.content, str) or _is_text(message):
+        return neutralise.text(_text_of(message))
+    return [
+        {"type": "text", "text": neutralise.text(part.text)}
+        if isinstance(part, TextPart)
+        else {"type": "image_url", "image_url": {"url": next(pictures)}}
+        for part in message.content
+    ]
+
+
+def _is_text(message: Message) -> bool:
+    return all(isinstance(part, TextPart) for part in message.content)
+
+
+def _put_before(text: str, content: Content) -> Content:
+    if isinstance(content, str):
+        return f"{text}\n\n{content}"
+    return [{"type": "text", "text": text}, *content]
 
 
 def _add_tool_result(
@@ -145,10 +189,15 @@ def _add_tool_result(
         messages.append({"role": "tool", "tool_call_id": message.tool_call_id, "content": text})
         return
     result = f"<tool_response>\n{text}\n</tool_response>"
-    if messages and messages[-1]["role"] == "user" and messages[-1]["content"].startswith("<tool_"):
+    if messages and _holds_results(messages[-1]):
         messages[-1]["content"] += "\n" + result  # templates want roles to alternate
     else:
         messages.append({"role": "user", "content": result})
+
+
+def _holds_results(message: dict[str, Any]) -> bool:
+    content = message["content"]
+    return message["role"] == "user" and isinstance(content, str) and content.startswith("<tool_")
 
 
 def _render_calls(
@@ -198,6 +247,6 @@ def _move_system_to_user(messages: list[dict[str, Any]]) -> None:
     if not texts:
         return
     if messages and messages[0]["role"] == "user":
-        messages[0]["content"] = "\n\n".join([*texts, messages[0]["content"]])
+        messages[0]["content"] = _put_before("\n\n".join(texts), messages[0]["content"])
     else:
         messages.insert(0, {"role": "user", "content": "\n\n".join(texts)})

@@ -49,6 +49,9 @@ class GgufFacts(msgspec.Struct, frozen=True):
     longest_token_bytes: int
     special_tokens: tuple[str, ...]
     """Texts that the tokenizer reads as control tokens, such as `<|im_end|>`."""
+    has_chat_template: bool = False
+    pooling_type: int = 0
+    """Of models that make vectors: 1 mean, 2 first token, 3 last, 4 for ranking; 0 = not said."""
 
 
 def read_gguf(path: Path) -> GgufFacts:
@@ -188,14 +191,19 @@ def _facts_of(metadata: dict[str, Any], blocks: int) -> GgufFacts:
     # llama.cpp aborts the process on a block count that does not fit the tensors
     if declared != blocks:
         raise InvalidInput(f"the GGUF file says {declared!r} blocks and holds {blocks}")
-    context_length = metadata.get(f"{architecture}.context_length", 0)
     return GgufFacts(
         architecture=architecture,
-        context_length=context_length if isinstance(context_length, int) else 0,
+        context_length=_whole_number(metadata.get(f"{architecture}.context_length")),
         vocabulary_size=len(tokens),
         longest_token_bytes=max(len(token.encode("utf-8")) for token in tokens),
         special_tokens=_special_tokens_of(metadata, tokens),
+        pooling_type=_whole_number(metadata.get(f"{architecture}.pooling_type")),
+        has_chat_template=bool(metadata.get("tokenizer.chat_template")),
     )
+
+
+def _whole_number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _special_tokens_of(metadata: dict[str, Any], tokens: list[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class ChunkTopLogprob(msgspec.Struct):
     token: str
     logprob: float | None = None
     bytes: list[int] | None = None
+    id: int | None = None
 
 
 class ChunkLogprob(ChunkTopLogprob):
@@ -181,7 +182,7 @@ class LlamaAnswer:
             return delta
         delta.finish_reason = self._reason()
         delta.stop_text = self._stop_text
-        if delta.finish_reason != "length" and not self._request.body.get("stop"):
+        if delta.finish_reason != "length" and not self._request.stops:
             self._check_whole()
         return delta
 
@@ -199,7 +200,7 @@ class LlamaAnswer:
 
     def _take_stop_text(self, word: str) -> None:
         """Only if the request asked for it: chat templates bring stop texts of their own."""
-        if word in self._request.body.get("stop", ()):
+        if word in self._request.stops:
             self._stop_text = word
 
     def _tell_length(self, delta: TextDelta) -> None:
@@ -277,9 +278,10 @@ def _logprobs_of(found: ChunkLogprobs, top: int) -> list[TokenLogprob]:
             _finite(each.logprob),
             each.bytes,
             [
-                TopLogprob(rival.token, _finite(rival.logprob), rival.bytes)
+                TopLogprob(rival.token, _finite(rival.logprob), rival.bytes, rival.id)
                 for rival in each.top_logprobs[:top]
             ],
+            each.id,
         )
         for each in found.content or []
     ]

@@ -18,18 +18,22 @@ import msgspec
 
 from wherry.errors import InvalidInput, ModelFailed, WherryError
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.chat_pictures import expect_text_only, pictures_of, plain_pictures
 from wherry.models.tasks.generation import GenerationInput, TextDelta
+from wherry.models.tasks.options import read_options
 from wherry.worker.runtimes.chat_prompt import Neutraliser
 from wherry.worker.runtimes.gguf import read_gguf
 from wherry.worker.runtimes.llama_answers import Chunk, LlamaAnswer, chunk_decoder
 from wherry.worker.runtimes.llama_requests import LlamaFacts, LlamaRequest, build_request
 from wherry.worker.runtimes.llama_server import (
+    LlamaOptions,
     LlamaServer,
+    find_projector,
     has_guidance,
     open_server,
-    read_options,
 )
 from wherry.worker.runtimes.llama_slots import SlotTable
+from wherry.worker.runtimes.llama_template import stops_of
 
 CLOSE_SECONDS = 10.0
 """Longest wait of `close` for generations to stop."""
@@ -59,6 +63,7 @@ class LlamaCppRuntime:
         self.max_concurrency = 1
         self._server: LlamaServer | None = None
         self._facts: LlamaFacts | None = None
+        self._sees = False
         self._neutralise = Neutraliser(())
         self._slots = SlotTable(1)
         self._waiting: queue.SimpleQueue[Generating | None] = queue.SimpleQueue()
@@ -67,7 +72,7 @@ class LlamaCppRuntime:
 
     def load(self, bundle: Bundle, device: str) -> None:
         """Check the file, open it, measure it, and start a thread a slot."""
-        options = read_options(bundle)
+        options = read_options(bundle.manifest.options, LlamaOptions)
         gguf = read_gguf(bundle.main_file)
         server = open_server(bundle, options, gguf, device)
         self._server = server
@@ -78,7 +83,10 @@ class LlamaCppRuntime:
             has_guidance=has_guidance(),
             temperature=options.temperature,
             top_p=options.top_p,
+            has_template=gguf.has_chat_template or bool(options.chat_template),
+            stops=stops_of(options.chat_template),
         )
+        self._sees = find_projector(bundle) is not None
         self._neutralise = Neutraliser(gguf.special_tokens)
         self._slots = SlotTable(options.n_parallel)
         self.max_concurrency = options.n_parallel
@@ -96,7 +104,8 @@ class LlamaCppRuntime:
         """Deltas of one answer; the last has finish reason and usage, also when cancelled."""
         if self._facts is None or self._closing.is_set():
             raise ModelFailed("the model is not loaded")
-        request = build_request(item, self._facts, self._neutralise)
+        pictures = await self._look_at(item)
+        request = build_request(item, self._facts, self._neutralise, pictures)
         events: asyncio.Queue[Chunk | str | Exception | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         generating = Generating(
@@ -118,6 +127,13 @@ class LlamaCppRuntime:
             yield answer.finish(cancelled=generating.must_stop() or self._closing.is_set())
         finally:
             generating.abandoned.set()
+
+    async def _look_at(self, item: GenerationInput) -> list[str]:
+        """The conversation's pictures as llama.cpp may read them."""
+        if not self._sees:
+            expect_text_only(item)
+        # decoding takes a while, and others are being answered
+        return await asyncio.to_thread(plain_pictures, item) if pictures_of(item) else []
 
     def close(self) -> None:
         """Stop all generations, wait for their threads, and free the model."""

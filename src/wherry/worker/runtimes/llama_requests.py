@@ -6,6 +6,7 @@ slot numbers, adapters), and trusts all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -53,6 +54,10 @@ class LlamaFacts(msgspec.Struct, frozen=True):
     """Built with the llguidance engine (all wheels of ours on Linux are)."""
     temperature: float | None = None
     top_p: float | None = None
+    has_template: bool = True
+    """Whether the model says how a conversation is written, or its bundle does."""
+    stops: tuple[str, ...] = ()
+    """Texts at which the template ends an answer, where no token does."""
 
 
 class LlamaRequest(msgspec.Struct):
@@ -65,6 +70,8 @@ class LlamaRequest(msgspec.Struct):
     """What the answer must conform to; guarded."""
     top_logprobs: int | None = None
     charge_prompt: bool = True
+    stops: Sequence[str] = ()
+    """The client's own: only these are told to have ended an answer."""
     count_only: bool = False
     """End as soon as the length of the prompt is known."""
     echo: str | list[int] = ""
@@ -72,25 +79,45 @@ class LlamaRequest(msgspec.Struct):
 
 
 def build_request(
-    item: GenerationInput, facts: LlamaFacts, neutralise: Neutraliser
+    item: GenerationInput,
+    facts: LlamaFacts,
+    neutralise: Neutraliser,
+    pictures: Sequence[str] = (),
 ) -> LlamaRequest:
-    """The request for an item; raises `InvalidInput` for all that llama.cpp would get wrong."""
+    """The request for an item; raises `InvalidInput` for all that llama.cpp would get wrong.
+
+    `pictures` are those of the conversation as `data:` URLs that llama.cpp may read.
+    """
     if isinstance(item, ChatInput):
-        request = _build_chat(item, facts, neutralise)
+        request = _build_chat(item, facts, neutralise, pictures)
     else:
         request = _build_completion(item, facts)
-    request.body |= _sampling_body(item.sampling, facts) | {
-        "stream": True,  # only a streaming call can be cancelled
-        "stream_options": {"include_usage": True},
-        "return_progress": True,  # else nothing calls back, and nothing can cancel, in prefill
-        "timings_per_token": True,  # exact counts also for a cancelled answer
-    }
+    request.body = (
+        _sampling_body(item.sampling, facts)
+        | request.body
+        | {
+            "stream": True,  # only a streaming call can be cancelled
+            "stream_options": {"include_usage": True},
+            "return_progress": True,  # else nothing calls back, and nothing can cancel, in prefill
+            "timings_per_token": True,  # exact counts also for a cancelled answer
+        }
+    )
     request.top_logprobs = item.sampling.top_logprobs
+    request.stops = item.sampling.stop
     request.charge_prompt = item.charge_prompt
     return request
 
 
-def _build_chat(item: ChatInput, facts: LlamaFacts, neutralise: Neutraliser) -> LlamaRequest:
+def _build_chat(
+    item: ChatInput, facts: LlamaFacts, neutralise: Neutraliser, pictures: Sequence[str]
+) -> LlamaRequest:
+    if not facts.has_template:
+        raise InvalidInput(
+            "this model has no chat template: it continues texts, and was not made to converse",
+            hint="ask /v1/completions, or set the bundle's option chat_template: 'plain', a file "
+            "of the bundle, or a template's text",
+            param="messages",
+        )
     _refuse_overlong(_characters_of(item), facts)
     reader: AnswerReader = TextReader()
     schema: Schema | None = None
@@ -110,7 +137,9 @@ def _build_chat(item: ChatInput, facts: LlamaFacts, neutralise: Neutraliser) -> 
         reader = _auto_reader(item, facts, neutralise, body)
     elif item.json_format is not None:
         schema = guard_schema(item.json_format.schema, strict=item.json_format.strict)
-    body["messages"] = render_messages(item, facts.abilities, neutralise)
+    body["messages"] = render_messages(item, facts.abilities, neutralise, pictures)
+    if facts.stops:
+        body["stop"] = [*item.sampling.stop, *facts.stops]
     if item.continue_last:
         _refuse_call_after_text(item)
         body |= {"continue_final_message": True, "add_generation_prompt": False}
@@ -174,6 +203,10 @@ def _sampling_body(sampling: Sampling, facts: LlamaFacts) -> dict[str, Any]:
         "temperature": facts.temperature if sampling.temperature is None else sampling.temperature,
         "top_p": facts.top_p if sampling.top_p is None else sampling.top_p,
         "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+        # of the whole text, as everybody else counts, not of llama.cpp's last 64 tokens
+        "repeat_last_n": facts.context_tokens if sampling.repetition_penalty else None,
         "seed": None if sampling.seed is None else sampling.seed % RANDOM_SEED,
         "stop": sampling.stop or None,
         "verbose": True if sampling.stop else None,  # else nothing tells which of them it was

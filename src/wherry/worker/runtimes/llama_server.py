@@ -1,16 +1,9 @@
-"""Opens a GGUF file with llama.cpp's server, in this process, and asks it what it can.
-
-The server cannot be kept from listening; it gets a Unix socket in a private folder and a random
-key.
-"""
+"""Opens a GGUF file with llama.cpp's server, in this process, and asks it what it can."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,19 +14,23 @@ from msgspec import Meta
 
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.image_text_to_text import IMAGE_TEXT_TO_TEXT
 from wherry.worker.runtimes.chat_prompt import TemplateAbilities
 from wherry.worker.runtimes.gguf import GgufFacts, Vocabulary
 from wherry.worker.runtimes.llama_answers import chunk_decoder
 from wherry.worker.runtimes.llama_native import llama
+from wherry.worker.runtimes.llama_start import cannot_load, new_parameters, start_server
+from wherry.worker.runtimes.llama_template import read_template
 
 DEFAULT_CONTEXT_TOKENS = 2048
-MAX_TEMPLATE_BYTES = 256 * 1024
-LONGEST_SOCKET_PATH = 100
-"""Bytes; the kernel allows 107."""
 BATCH_SECONDS = 0.25
 """Wanted length of one prompt batch: nobody can cancel, and no other slot decodes, within one."""
 LONGEST_BATCH_SECONDS = 0.5
 LEAST_BATCH_TOKENS, MOST_BATCH_TOKENS = 8, 512
+PICTURE_BATCH_TOKENS = 512
+"""At least, of a model that sees: Gemma's pictures have 256 tokens, which belong together."""
+PROJECTOR_MARK = "mmproj"
+"""What llama.cpp's converter puts into the name of a projector's file."""
 BYTES_PER_SECOND = 25e9
 """File size times prompt tokens a second on two cores: a first guess, then measured."""
 
@@ -52,18 +49,11 @@ class LlamaOptions(msgspec.Struct, frozen=True):
     batch_tokens: Annotated[int, Meta(ge=0, le=8192)] = 0
     """Prompt tokens read at once; default as many as take a quarter of a second."""
     chat_template: str = ""
-    """A file of the bundle with a Jinja template, instead of the one in the GGUF file."""
+    """Instead of the one in the GGUF file: a file of the bundle, a Jinja template's text, or
+    `plain` (`llama_template.PLAIN_TEMPLATE`), for models that were not made to converse."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     """For requests that name none."""
-
-
-def read_options(bundle: Bundle) -> LlamaOptions:
-    """The bundle's options; keys of others (the task's) are passed over."""
-    try:
-        return msgspec.convert(dict(bundle.manifest.options), LlamaOptions)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
 
 
 class LlamaServer:
@@ -103,8 +93,11 @@ def open_server(
     so a first guess is measured, and the model loaded again if it was too bold.
     """
     batch_tokens = options.batch_tokens or _guess_batch_tokens(bundle.main_file)
+    if find_projector(bundle):
+        # some models look at all tokens of a picture at once: they must fit into one batch
+        batch_tokens = max(batch_tokens, PICTURE_BATCH_TOKENS)
     server = _open(bundle, options, facts, device, batch_tokens)
-    if options.batch_tokens:
+    if options.batch_tokens or find_projector(bundle):
         return server
     try:
         measured = _measure_tokens_per_second(server.native, batch_tokens)
@@ -117,6 +110,23 @@ def open_server(
     # no less than a quarter of the guess: a machine that is busy for a moment looks slow
     batch_tokens = _clamp_batch(max(measured * BATCH_SECONDS, batch_tokens / 4))
     return _open(bundle, options, facts, device, batch_tokens)
+
+
+def find_projector(bundle: Bundle) -> Path | None:
+    """The file that turns pictures into what the model reads, if the model is to see.
+
+    Raises:
+        InvalidInput: the task is to see, and the bundle has no such file.
+    """
+    if bundle.manifest.task != IMAGE_TEXT_TO_TEXT.name:
+        return None
+    for name in bundle.manifest.files[1:]:
+        if PROJECTOR_MARK in name.lower():
+            return bundle.path(name)
+    raise InvalidInput(
+        f"a GGUF model of the task {IMAGE_TEXT_TO_TEXT.name!r} needs a projector file",
+        hint="name it in files after the model; its own name holds 'mmproj'",
+    )
 
 
 def has_guidance() -> bool:
@@ -135,25 +145,13 @@ def _clamp_batch(tokens: float) -> int:
 def _open(
     bundle: Bundle, options: LlamaOptions, facts: GgufFacts, device: str, batch_tokens: int
 ) -> LlamaServer:
-    folder = _private_folder()
-    socket, key = folder / "llama.sock", secrets.token_urlsafe(24)
-    parameters = _parameters(bundle, options, facts, batch_tokens)
-    parameters.n_gpu_layers = 0 if device == "cpu" else 999
-    if device.startswith("cuda:"):
-        parameters.main_gpu = int(device.removeprefix("cuda:"))
-    parameters.hostnames, parameters.api_keys = [str(socket)], [key]
-    mask_before = os.umask(0o077)
+    started = start_server(_parameters(bundle, options, facts, device, batch_tokens))
     try:
-        native = llama.Server(parameters)
-        return LlamaServer(native, bundle.main_file, folder, _ask_properties(socket, key))
-    except (RuntimeError, ValueError, httpx.HTTPError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise InvalidInput(
-            f"llama.cpp could not load {bundle.main_file.name!r}",
-            hint="the reason is in the log; the file may be damaged or too new",
-        ) from error
-    finally:
-        os.umask(mask_before)
+        properties = _ask_properties(started.socket, started.key)
+    except httpx.HTTPError as error:
+        shutil.rmtree(started.folder, ignore_errors=True)
+        raise cannot_load(bundle.main_file) from error
+    return LlamaServer(started.native, bundle.main_file, started.folder, properties)
 
 
 def _ask_properties(socket: Path, key: str) -> dict[str, Any]:
@@ -166,47 +164,25 @@ def _ask_properties(socket: Path, key: str) -> dict[str, Any]:
     return response.json()
 
 
-def _private_folder() -> Path:
-    """A new 0700 folder whose path is short enough for a Unix socket."""
-    folder = Path(tempfile.mkdtemp(prefix="llama-"))
-    if len(os.fsencode(folder / "llama.sock")) <= LONGEST_SOCKET_PATH:
-        return folder
-    folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="wherry-llama-", dir="/tmp"))
-
-
-def _parameters(bundle: Bundle, options: LlamaOptions, facts: GgufFacts, batch_tokens: int) -> Any:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+def _parameters(
+    bundle: Bundle, options: LlamaOptions, facts: GgufFacts, device: str, batch_tokens: int
+) -> Any:
     wanted = options.context_tokens or DEFAULT_CONTEXT_TOKENS
     context_tokens = min(wanted, facts.context_length or wanted)
-    parameters = llama.CommonParams()
-    parameters.model.path = str(bundle.main_file)
+    parameters = new_parameters(
+        bundle.main_file, device, threads=options.threads, batch_threads=options.batch_threads
+    )
     parameters.n_parallel = options.n_parallel
     parameters.n_ctx = options.n_parallel * context_tokens  # llama.cpp divides it
     parameters.n_batch = parameters.n_ubatch = max(batch_tokens, options.n_parallel)
-    parameters.cpuparams.n_threads = options.threads or max(1, cores // 2)
-    parameters.cpuparams_batch.n_threads = options.batch_threads or cores
     parameters.ctx_shift = False  # an answer ends where the context does
     parameters.prefill_assistant = False  # a last assistant message is a turn, not a beginning
     parameters.reasoning_format = llama.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-    # caches that are shared by whoever asks: see llama_slots
-    parameters.cache_ram_mib = 0
-    parameters.cache_idle_slots = False
-    parameters.ui = False
-    parameters.warmup = False
-    parameters.verbosity = 1  # errors only, to standard error
-    parameters.model_alias = ["model"]
+    if projector := find_projector(bundle):
+        parameters.mmproj.path = str(projector)
     if options.chat_template:
-        parameters.chat_template = _read_template(bundle.path(options.chat_template))
+        parameters.chat_template = read_template(bundle, options.chat_template)
     return parameters
-
-
-def _read_template(file: Path) -> str:
-    if file.stat().st_size > MAX_TEMPLATE_BYTES:
-        raise InvalidInput(f"the chat template is over {MAX_TEMPLATE_BYTES} bytes")
-    return file.read_text(encoding="utf-8")
 
 
 def _measure_tokens_per_second(native: Any, batch_tokens: int) -> float:

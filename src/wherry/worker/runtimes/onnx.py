@@ -130,9 +130,15 @@ def _read_tensor(found: Any, file_name: str) -> GraphTensor:
     if datatype is None:
         raise FormatNotAllowed(
             f"{file_name!r} has {found.name!r} of type {found.type}, which no protocol can carry",
-            hint="scikit-learn models: convert with options={'zipmap': False}",
+            hint=_hint_for(found.type),
         )
     return GraphTensor(found.name, datatype, tuple(found.shape))
+
+
+def _hint_for(ort_type: str) -> str:
+    if ort_type.startswith("tensor("):
+        return "cast it to float at the edge of the graph"
+    return "give tensors instead; scikit-learn models: convert with options={'zipmap': False}"
 
 
 def _first_line(error: Exception) -> str:

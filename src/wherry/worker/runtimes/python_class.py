@@ -48,11 +48,23 @@ from msgspec import Meta
 from wherry.errors import InvalidInput, MissingExtra, ModelFailed, WherryError
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.catalog import find_task
-from wherry.models.tasks.generation import FinishReason, TextDelta, expect_whole_answer
+from wherry.models.tasks.chat_pictures import check_pictures, expect_text_only, pictures_of
+from wherry.models.tasks.generation import (
+    GENERATION_TASKS,
+    ChatInput,
+    FinishReason,
+    TextDelta,
+    expect_whole_answer,
+)
+from wherry.models.tasks.image_text_to_text import IMAGE_TEXT_TO_TEXT
 from wherry.models.tasks.task import TaskInput, TaskOutput, Usage
 from wherry.models.tasks.tensor import count_rows, rows_usage
+from wherry.worker.runtimes.chat_prompt import forced_tools
+from wherry.worker.runtimes.json_conformance import conforms
+from wherry.worker.runtimes.json_schema_guard import guard_schema
 from wherry.worker.runtimes.python_items import find_adapter
 from wherry.worker.runtimes.runtime import ItemError, Prepared
+from wherry.worker.runtimes.stop_texts import StopFinder
 
 DEFAULT_ENTRY = "model.py:Model"
 DEFAULT_BATCH_ROWS = 32
@@ -138,8 +150,9 @@ class PythonStreamRuntime:
 
     def load(self, bundle: Bundle, device: str) -> None:
         """Import the file, make the object, let it load itself."""
-        if bundle.manifest.task != "text-generation":
+        if bundle.manifest.task not in GENERATION_TASKS:
             raise InvalidInput("only text-generation streams", hint="runtime = 'python_class'")
+        self.sees = bundle.manifest.task == IMAGE_TEXT_TO_TEXT.name
         wanted = bundle.manifest.options.get("max_concurrency", 1)
         if not isinstance(wanted, int) or not 1 <= wanted <= MAX_CONCURRENCY:
             raise InvalidInput(f"max_concurrency must be 1 to {MAX_CONCURRENCY}, not {wanted!r}")
@@ -151,18 +164,25 @@ class PythonStreamRuntime:
         self, item: TaskInput, cancelled: Event, tenant: str
     ) -> AsyncIterator[TextDelta]:
         """Pieces of one answer, then one with the finish reason and the usage."""
-        expect_whole_answer(item)
+        await self.admit(item)
+        promised = PromisedJson(item)
         loop = asyncio.get_running_loop()
         limit: int | None = item.sampling.max_tokens
         usage = Usage()
         reason: FinishReason = "stop"
+        stops = StopFinder(item.sampling.stop)
         pieces = await loop.run_in_executor(self.threads, self.start, item)
         try:
             while piece := await loop.run_in_executor(self.threads, next_piece, pieces):
-                usage += Usage(piece.input_tokens, piece.output_tokens)
+                prompt_tokens = piece.input_tokens if item.charge_prompt else 0
+                usage += Usage(prompt_tokens, piece.output_tokens)
                 reason = piece.finish_reason or reason
-                if piece.text:
-                    yield TextDelta(text=piece.text)
+                promised.take(piece.text)
+                if text := stops.feed(piece.text):
+                    yield TextDelta(text=text)
+                if stops.found:
+                    reason = "stop"
+                    break
                 if cancelled.is_set():
                     reason = "cancelled"
                     break
@@ -171,7 +191,27 @@ class PythonStreamRuntime:
                     break
         finally:
             await loop.run_in_executor(self.threads, close_pieces, pieces)
-        yield TextDelta(finish_reason=reason, usage=usage)
+        if reason == "stop" and not stops.found:
+            promised.check()
+        yield TextDelta(
+            text=stops.finish(), finish_reason=reason, stop_text=stops.found, usage=usage
+        )
+
+    async def admit(self, item: TaskInput) -> None:
+        """Refuse what a class that yields text cannot do, and would pass over in silence."""
+        expect_whole_answer(item)
+        if item.sampling.top_logprobs is not None:
+            raise InvalidInput(
+                "this model tells no log-probabilities", hint="leave them out", param="logprobs"
+            )
+        if isinstance(item, ChatInput) and forced_tools(item):
+            raise InvalidInput(
+                "this model calls no tools", hint="set tool_choice to 'auto'", param="tool_choice"
+            )
+        if not self.sees:
+            expect_text_only(item)
+        elif pictures_of(item):
+            await asyncio.to_thread(check_pictures, item)
 
     def start(self, item: TaskInput) -> Iterator[Any]:
         """The class's own iterator."""
@@ -182,6 +222,37 @@ class PythonStreamRuntime:
         """Let the model close itself."""
         self.threads.shutdown(wait=False, cancel_futures=True)
         close_model(self.model)
+
+
+class PromisedJson:
+    """Sees to it that an answer that was to be JSON is, where only the class could hold to it.
+
+    Raises `InvalidInput` for a schema that cannot be checked.
+    """
+
+    def __init__(self, item: TaskInput) -> None:
+        wanted = getattr(item, "json_format", None)
+        self._schema = guard_schema(wanted.schema, strict=wanted.strict) if wanted else None
+        self._texts: list[str] = []
+
+    def take(self, text: str) -> None:
+        """Some more of the answer."""
+        if self._schema is not None:
+            self._texts.append(text)
+
+    def check(self) -> None:
+        """Raise `ModelFailed` if the whole answer does not fit."""
+        if self._schema is None:
+            return
+        try:
+            held = conforms(msgspec.json.decode("".join(self._texts)), self._schema)
+        except (msgspec.DecodeError, RecursionError):
+            held = False
+        if not held:
+            raise ModelFailed(
+                "the model's answer does not fit the schema",
+                hint="this model gets response_format and must hold to it by itself",
+            )
 
 
 def next_piece(pieces: Iterator[Any]) -> Piece | None:

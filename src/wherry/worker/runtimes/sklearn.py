@@ -1,5 +1,5 @@
 # pyright: standard
-"""scikit-learn pipelines: tables, texts and pictures.
+"""scikit-learn pipelines: tables, series, texts and pictures.
 
 Files: `*.skops`, of which only types on a frozen list are loaded: those of scikit-learn, numpy and
 scipy that skops trusts, those in `wherry.models.tasks.sklearn_types`, and what the operator adds
@@ -33,9 +33,12 @@ from threadpoolctl import threadpool_limits
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput, MissingExtra
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import Classification
+from wherry.models.tasks.forecasting import ForecastInput
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import fit_image, image_options
+from wherry.models.tasks.sklearn_columns import find_categories, missing_text, number_columns
 from wherry.models.tasks.sklearn_types import TRUSTED_SKLEARN_TYPES
+from wherry.models.tasks.table_columns import Column, check_arrays, read_columns
 from wherry.models.tasks.tabular import (
     TABULAR_REGRESSION,
     RegressionOutput,
@@ -45,6 +48,7 @@ from wherry.models.tasks.tabular import (
 from wherry.models.tasks.task import TaskInput, TaskOutput
 from wherry.models.tasks.tensor import Array, are_finite, rows_usage
 from wherry.models.tasks.text import TextInput
+from wherry.worker.runtimes.forecasts.blocks import BlockForecaster, read_block_options
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 from wherry.worker.runtimes.sklearn_linear import PROVED_TYPES, find_shortcut
 
@@ -205,6 +209,7 @@ def find_adapter(task: str) -> Callable[[Any, Bundle], Any]:
         "tabular-regression": TableRegressor,
         "text-classification": TextClassifier,
         "image-classification": ImageClassifier,
+        "time-series-forecasting": LagForecaster,
     }
     if task not in adapters:
         raise InvalidInput(
@@ -269,36 +274,75 @@ class Table:
     """What classifiers and regressors of tables share: a matrix of features."""
 
     def __init__(self, model: Any, bundle: Bundle) -> None:
+        number_columns(model)
         self.specs = bundle.manifest.signature.inputs
         self.features = getattr(model, "n_features_in_", None)
-        tags = get_tags(model).input_tags
-        self.allows_nan = tags.allow_nan
-        self.names = [spec.name for spec in self.specs]
+        self.allows_nan = get_tags(model).input_tags.allow_nan
+        self.missing = missing_text(model)
+        self.columns = read_columns(bundle.manifest.task_config())
+        self.names = names_in_order(model, self.columns) or [spec.name for spec in self.specs]
+        self.optional = frozenset(each.name for each in self.columns if not each.required)
+        self.refused = known_columns(model, self.names) if not self.columns else ()
 
     def prepare(self, item: Rows) -> Prepared:
         """One matrix a request; the output's form goes with it."""
         matrix = self.matrix_of(item.tensors)
+        if not self.columns:  # those that are declared have been checked
+            self.check(item.tensors)
         rows, features = matrix.shape
         if self.features is not None and features != self.features:
             raise InvalidInput(f"a row has {features} features, the model takes {self.features}")
-        kind = matrix.dtype.kind
-        if kind == "f" and not are_finite(matrix):
-            has_infinity = np.isinf(matrix).any()
-            if has_infinity or not self.allows_nan:
-                raise InvalidInput("the model takes no NaN or infinity")
-        return Prepared((matrix, item.many), rows, 0, kind)
+        return Prepared((matrix, item.many), rows, 0, matrix.dtype.kind)
+
+    def check(self, tensors: Mapping[str, Array]) -> None:
+        """Refuse numbers and categories that the model would fail on."""
+        for name, array in tensors.items():
+            if array.dtype.kind == "f" and not are_finite(array):
+                if np.isinf(array).any():
+                    raise InvalidInput("the model takes no infinity", param=name)
+                if not self.allows_nan:
+                    raise InvalidInput("the model takes no missing values (NaN)", param=name)
+        check_arrays(tensors, [each for each in self.refused if each.name in tensors])
 
     def matrix_of(self, tensors: Mapping[str, Array]) -> Array:
         """Rows by features, from one matrix or from columns."""
-        if len(self.names) == 1:
-            matrix = tensors[self.names[0]]
-            if matrix.ndim != 2:
-                matrix = as_matrix(matrix)
-            return decode_column(matrix) if matrix.dtype.kind == "O" else matrix
-        columns = [as_matrix(tensors[name]) for name in self.names or tensors]
+        names = self.names if len(tensors) == len(self.names) else list(tensors)
+        if len(names) == 1:
+            name = next(iter(tensors)) if names[0] not in tensors else names[0]
+            matrix = as_matrix(tensors[name])
+            return self.decode(name, matrix) if matrix.dtype.kind == "O" else matrix
+        columns = [as_matrix(tensors[name]) for name in names]
         if any(column.dtype.kind == "O" for column in columns):
-            columns = [decode_column(column) for column in columns]
-        return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+            columns = [
+                self.decode(name, column) for name, column in zip(names, columns, strict=True)
+            ]
+        return np.concatenate(columns, axis=1)
+
+    def decode(self, name: str, column: Array) -> Array:
+        """A column for a matrix of mixed types; an optional empty text is a missing value."""
+        found = decode_column(column)
+        if column.dtype.kind == "O" and name in self.optional:
+            found[found == ""] = self.missing
+        return found
+
+
+def names_in_order(model: Any, columns: Sequence[Column]) -> list[str]:
+    """The declared columns in the model's order; `InvalidInput` if they are not the model's."""
+    declared = [column.name for column in columns]
+    trained = [str(each) for each in getattr(model, "feature_names_in_", declared)]
+    if declared and set(declared) != set(trained):
+        wrong = sorted(set(declared) ^ set(trained))[0]
+        raise InvalidInput(f"the bundle's columns are not the model's: they differ in {wrong!r}")
+    return trained if declared else []
+
+
+def known_columns(model: Any, names: Sequence[str]) -> tuple[Column, ...]:
+    """Columns whose unknown categories the model's encoder would fail on."""
+    return tuple(
+        Column(names[index], "category", required=False, categories=found.values)
+        for index, found in find_categories(model).items()
+        if index < len(names) and not found.accepts_unknown
+    )
 
 
 def as_matrix(array: Array) -> Array:
@@ -464,3 +508,43 @@ class ImageClassifier(LabelScores):
     def run(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
         """One call for all pictures."""
         return self.answer(np.stack([prepared.payload for prepared in batch]))
+
+
+class LagForecaster:
+    """Regressors that tell the next values of a series from the last ones, and from covariates.
+
+    Options of the bundle: see `forecasts.blocks`. A row of features is the window of the target, then
+    that of each covariate, then what is known of the covariates in the block.
+    """
+
+    def __init__(self, model: Any, bundle: Bundle) -> None:
+        self.model = model
+        options = read_block_options(bundle.manifest.options)
+        features, beside = int(getattr(model, "n_features_in_", 0)), len(options.covariates)
+        rest = features - options.context * (1 + beside)
+        if not options.context or rest < 0 or (rest % beside if beside else rest):
+            raise InvalidInput(
+                f"the model takes {features} features, the bundle says a context of "
+                f"{options.context} and {beside} covariates"
+            )
+        self.forecaster = BlockForecaster(options, self._step)
+        self.forecaster.take_form(self.forecaster.try_out())
+
+    def _step(self, windows: Array, future: Array | None) -> Array:
+        rows = windows.transpose(0, 2, 1).reshape(len(windows), -1)
+        if windows.shape[2] > 1:
+            steps = (self.model.n_features_in_ - rows.shape[1]) // (windows.shape[2] - 1)
+            coming = (
+                np.zeros((len(rows), steps, windows.shape[2] - 1)) if future is None else future
+            )
+            rows = np.concatenate([rows, coming.transpose(0, 2, 1).reshape(len(rows), -1)], axis=1)
+        return ask(self.model.predict, rows)
+
+    def prepare(self, item: ForecastInput) -> Prepared:
+        """Refuse what the model cannot use."""
+        self.forecaster.check(item)
+        return Prepared(item, rows=max(1, len(item.series)))
+
+    def run(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
+        """All series of all requests, block by block."""
+        return [*self.forecaster.answer([prepared.payload for prepared in batch])]

@@ -24,6 +24,7 @@ from spacy.tokens import Doc, Span
 
 from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import Bundle
+from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.token_classification import (
     OUTSIDE,
@@ -69,7 +70,7 @@ class SpacyRuntime:
                 f"the spacy runtime does not do the task {bundle.manifest.task!r}",
                 hint=f"it does {TOKEN_CLASSIFICATION.name}",
             )
-        options = msgspec.convert(bundle.manifest.options, SpacyOptions)
+        options = read_options(bundle.manifest.options, SpacyOptions)
         if not 1 <= options.beam_width <= 64:
             raise InvalidInput(f"beam_width must be 1 to 64, not {options.beam_width}")
         self._beam_width = options.beam_width

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from wherry.errors import UpstreamFailed
+from wherry.errors import InvalidInput, UpstreamFailed
 from wherry.models.tasks.generation import (
     ChatInput,
     CompletionInput,
@@ -47,7 +47,7 @@ class RequestOptions(Protocol):
 
     @property
     def takes_top_k(self) -> bool:
-        """Whether `top_k` is understood; OpenAI's own API refuses it."""
+        """Whether `top_k` and its kin are understood; OpenAI's own API refuses them."""
         ...
 
 
@@ -63,11 +63,20 @@ def encode_request(item: GenerationInput, options: RequestOptions) -> tuple[str,
 
 
 def _sampling_body(sampling: Sampling, options: RequestOptions) -> dict[str, Any]:
+    for name in ("min_p", "repetition_penalty"):
+        if getattr(sampling, name) is not None and not options.takes_top_k:
+            raise InvalidInput(
+                f"the server behind this model takes no {name}",
+                hint="leave it out; the operator may set the bundle's option takes_top_k",
+                param=name,
+            )
     given = {
         options.max_tokens_field: sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k if options.takes_top_k else None,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
         "seed": sampling.seed,
         "stop": sampling.stop or None,
         "frequency_penalty": sampling.frequency_penalty,
@@ -151,6 +160,8 @@ class ChunkTopLogprob(msgspec.Struct):
     token: str = ""
     logprob: float | None = None
     bytes: list[int] | None = None
+    id: int | None = None
+    """Of llama.cpp's server."""
 
 
 class ChunkLogprob(ChunkTopLogprob):
@@ -307,9 +318,10 @@ def _logprobs_of(found: ChunkLogprobs) -> list[TokenLogprob]:
                 _finite(each.logprob),
                 each.bytes,
                 [
-                    TopLogprob(rival.token, _finite(rival.logprob), rival.bytes)
+                    TopLogprob(rival.token, _finite(rival.logprob), rival.bytes, rival.id)
                     for rival in each.top_logprobs or []
                 ],
+                each.id,
             )
             for each in found.content
         ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import socket
+import struct
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
-CLONE_NEWNS = 0x0002_0000
+CLONE_NEWNS, CLONE_NEWNET = 0x0002_0000, 0x4000_0000
+SIOCSIFFLAGS, IFF_UP = 0x8914, 0x1
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 0x1, 0x2, 0x4, 0x20
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
 
@@ -35,6 +39,14 @@ def leave_mounts() -> None:
     """Give this process a table of mounts of its own, from which nothing gets out."""
     _checked(_libc.unshare(CLONE_NEWNS))
     mount("none", Path("/"), None, MS_REC | MS_PRIVATE)
+
+
+def leave_network() -> None:
+    """Give this process a network of its own, in which it reaches nobody but itself."""
+    _checked(_libc.unshare(CLONE_NEWNET))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        # struct ifreq: the name of the interface, then its flags
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
 
 
 def mount(source: str, target: Path, kind: str | None, flags: int, options: str = "") -> None:

@@ -62,7 +62,7 @@ def version() -> int:
         return 0
 
 
-def restrict(rights: Mapping[Path, int], pinned: Iterable[Path] = ()) -> int:
+def restrict(rights: Mapping[Path, int], pinned: Iterable[Path] = (), *, tcp: bool = False) -> int:
     """Allow this process, and whatever it executes, no files but these; the ABI in force.
 
     Also no TCP port, no abstract Unix socket and no signal to a process outside, where the kernel
@@ -72,6 +72,7 @@ def restrict(rights: Mapping[Path, int], pinned: Iterable[Path] = ()) -> int:
         rights: path → rights; what does not exist is passed over.
         pinned: of those, the ones in `/proc`: their rule would go when the kernel forgets the
             entry, so a descriptor keeps it, also over `exec`.
+        tcp: leave TCP ports alone.
 
     Raises:
         OSError: the kernel has no Landlock, or refuses.
@@ -80,7 +81,7 @@ def restrict(rights: Mapping[Path, int], pinned: Iterable[Path] = ()) -> int:
     handled = sum(rights for since, rights in FILE_RIGHTS.items() if since <= abi)
     attributes = _Attributes(
         handled,
-        TCP_BIND_CONNECT if abi >= 4 else 0,
+        TCP_BIND_CONNECT if abi >= 4 and not tcp else 0,
         ABSTRACT_SOCKETS_AND_SIGNALS if abi >= 6 else 0,
     )
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8

@@ -19,14 +19,18 @@ SandboxMode = Literal["auto", "required", "off"]
 
 TRUSTED_RUNTIMES = frozenset({"upstream"})
 """They run no model, only our own code, and need the network."""
-SOCKET_RUNTIMES = frozenset({"llama_cpp"})
+SOCKET_RUNTIMES = frozenset({"llama_cpp", "llama_embeddings"})
 """They need a Unix socket of their own while they load."""
+PROGRAM_RUNTIMES = frozenset({"vllm"})
+"""The one exception: their framework is a server with processes and sockets of its own. It may
+start programs and talk to itself; it reads, writes and reaches no more than other workers."""
 
 MEMORY_FACTOR, MEMORY_MARGIN_MIB = 2, 1024
 """Batches, threads and long prompts take more than the one input that was tried at import."""
 LEAST_MEMORY_MIB = 256
 """Below it, not even Python and its packages load."""
 
+WITH_PROGRAMS = "with programs and sockets of its own"
 NEEDED_PARTS = ("privileges", "files", "calls")
 """What `required` requires."""
 
@@ -36,6 +40,15 @@ SMALL_READS = ("/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/rando
 HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/bus/pci/devices")
 """Runtimes count cores, and onnxruntime looks for other processors than the main one."""
 KERNEL_FACTS = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory")
+PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/libexec", "/bin", "/sbin")
+"""Of the system: vLLM asks `lscpu`, and compiles with `gcc`."""
+PROGRAM_READS = (
+    "/proc", "/etc/hosts", "/etc/passwd", "/etc/nsswitch.conf", "/sys/fs/cgroup",
+    "/sys/bus", "/sys/class", "/sys/devices",
+)  # fmt: skip
+"""Each process must find itself in /proc; Landlock keeps others' memory and environment closed.
+What connects processes (gloo, NCCL) looks at the machine's devices first."""
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - by its processes, under names of their own
 GPU_DEVICES = ("nvidia*", "dri", "kfd")
 GPU_READS = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices", "/sys/class", "/sys/module")
 
@@ -76,6 +89,8 @@ class Cage(msgspec.Struct, frozen=True, kw_only=True):
     """Of `LD_LIBRARY_PATH`."""
     memory_limit_mib: int = 0
     unix_sockets: bool = False
+    programs: bool = False
+    """Of `PROGRAM_RUNTIMES`."""
 
 
 class Confinement(msgspec.Struct, frozen=True):
@@ -106,6 +121,12 @@ def confine(cage: Cage) -> Sandbox:
     parts: dict[str, str] = {}
     missing: dict[str, str] = {}
     rights, pinned = _file_rights(cage)
+    if cage.programs:
+        try:
+            kernel.leave_network()
+            parts["network"] = "one of its own, without a way out"
+        except OSError as error:
+            missing["network"] = f"only root can give it one of its own: {error.strerror}"
     if refusal := own_user.become_own_user(_must_read(cage), cage.bundle, cage.scratch):
         missing["user"] = refusal
     else:
@@ -124,7 +145,7 @@ def confine(cage: Cage) -> Sandbox:
         return Sandbox(parts=parts, missing=missing, is_root=os.getuid() == 0)
     exposed = [path for path in rights if cage.private and path in (*cage.private.parents,)]
     try:
-        abi = landlock.restrict(rights, pinned)
+        abi = landlock.restrict(rights, pinned, tcp=cage.programs)
         parts["files"] = f"Landlock ABI {abi}"
     except OSError as error:
         missing["files"] = f"the kernel has no Landlock, or it is switched off: {error.strerror}"
@@ -132,16 +153,20 @@ def confine(cage: Cage) -> Sandbox:
         del parts["files"]
         missing["files"] = f"the data folder lies in {exposed[0]}, which Python must read"
     try:
-        seccomp.confine(os.getpid(), unix_sockets=cage.unix_sockets)
-        parts["calls"] = "seccomp"
+        if cage.programs:
+            seccomp.confine_programs()
+            parts["calls"] = f"seccomp, {WITH_PROGRAMS}"
+        else:
+            seccomp.confine(os.getpid(), unix_sockets=cage.unix_sockets)
+            parts["calls"] = "seccomp"
     except OSError as error:
         missing["calls"] = f"the kernel refuses a filter of system calls: {error.strerror}"
     return Sandbox(parts=parts, missing=missing, is_root=os.getuid() == 0)
 
 
 def seal(sandbox: Sandbox) -> None:
-    """In the worker, first of all: execute nothing any more."""
-    if "calls" in sandbox.parts:
+    """In the worker, first of all: execute nothing any more, unless that is what it is for."""
+    if "calls" in sandbox.parts and WITH_PROGRAMS not in sandbox.parts["calls"]:
         from wherry.worker.sandbox import seccomp
 
         seccomp.refuse_exec()
@@ -197,4 +222,10 @@ def _file_rights(cage: Cage) -> tuple[dict[Path, int], Sequence[Path]]:
             rights[loader.resolve()] = landlock.READ | landlock.EXECUTE
     rights[cage.python.resolve()] = landlock.READ | landlock.EXECUTE
     rights[cage.scratch] = landlock.OWN
+    if cage.programs:
+        rights |= dict.fromkeys(map(Path, PROGRAM_READS), landlock.READ)
+        # of Python and its packages: some bring programs, such as a compiler
+        executable = [*map(Path, PROGRAMS), *_python_folders(cage)]
+        rights |= dict.fromkeys(executable, landlock.READ | landlock.EXECUTE)
+        rights[Path(SHARED_MEMORY)] = landlock.OWN
     return rights, in_proc

@@ -28,11 +28,23 @@ NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16
 CLONE_THREAD = 0x0001_0000
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 PR_SET_MM, PR_SET_PTRACER = 35, 0x5961_6D61
-AF_UNIX, SOCK_STREAM, SOCK_FLAGS = 1, 1, 0x80800
+NAMESPACES = 0x7E02_0080
+"""Every CLONE_NEW…: of mounts, time, cgroups, host names, IPC, users, processes, the network."""
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+SOCK_STREAM, SOCK_FLAGS = 1, 0x80800
 
 MODES_AND_TIMES = (
     "chmod", "fchmod", "fchmodat", "utime", "utimes", "futimesat", "utimensat",
 )  # fmt: skip
+
+OF_PROGRAMS = frozenset(
+    {
+        "fork", "vfork", "execve", "kill", "tkill", "tgkill", "prlimit64",
+        "sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority",
+        "socketpair", "connect", "bind", "listen", "memfd_create", "mmap",
+    }
+)  # fmt: skip
+"""Calls that a server with several processes cannot do without."""
 
 Code = list[bytes]
 Rules = dict[str, Code]
@@ -77,6 +89,23 @@ def confine(pid: int, *, unix_sockets: bool) -> None:
     install(assemble(rules))
 
 
+def confine_programs() -> None:
+    """For a runtime that is a server: processes and sockets are its own affair, the kernel is not.
+
+    What `confine` refuses for being able to reach other processes is held by Landlock here.
+
+    Raises:
+        OSError: as `confine`.
+    """
+    rules = {name: refuse() for name in NUMBERS if name not in OF_PROGRAMS}
+    rules |= {name: refuse(errno.ENOSYS) for name in ("clone3", "io_uring_setup", "pidfd_open")}
+    rules |= {name: refuse(0) for name in MODES_AND_TIMES}
+    rules["clone"] = argument_has_none(0, NAMESPACES)
+    rules["socket"] = argument_in(0, (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK))
+    rules["prctl"] = argument_not_in(0, (PR_SET_MM, PR_SET_PTRACER))
+    install(assemble(rules))
+
+
 def refuse_exec() -> None:
     """The last part: in the worker, before anything of the model is looked at."""
     install(assemble({"execve": refuse()}), all_threads=True)
@@ -109,6 +138,11 @@ def argument_not_in(index: int, refused: Sequence[int]) -> Code:
 def argument_has(index: int, bits: int) -> Code:
     """Pass if one of the bits is set."""
     return _choose(index, JUMP_ANY_BIT, (bits,), ALLOW, FAIL | errno.EPERM)
+
+
+def argument_has_none(index: int, bits: int) -> Code:
+    """Pass if none of the bits is set."""
+    return _choose(index, JUMP_ANY_BIT, (bits,), FAIL | errno.EPERM, ALLOW)
 
 
 def argument_has_not(index: int, bits: int) -> Code:

@@ -24,7 +24,10 @@ from wherry.worker.runtimes.runtime import ItemError, Prepared
 
 MODEL_BY_TASK: dict[str, str] = {
     "tensor": "tensors:TensorModel",
+    "tabular-classification": "tables:GraphClassifier",
+    "tabular-regression": "tables:GraphRegressor",
     "feature-extraction": "texts:EmbeddingModel",
+    "time-series-forecasting": "forecast:ForecastModel",
     "text-classification": "texts:TextClassifier",
     "text-ranking": "pairs:PairScorer",
     "sentence-similarity": "pairs:PairScorer",
@@ -107,7 +110,7 @@ class GraphRuntime(ABC):
         self.model: GraphModel | None = build(partial(self.open_graph, device=device), bundle)
         self.signature = self.model.graph.signature
         self.max_batch_rows = self.model.max_batch_rows
-        self.joins_rows = bundle.manifest.task == "tensor" and self.max_batch_rows > 1
+        self.joins_rows = getattr(self.model, "joins_rows", False)
         if bundle.manifest.max_batch_rows:
             self.max_batch_rows = min(self.max_batch_rows, bundle.manifest.max_batch_rows)
         if isinstance(self.model, Calibrated):

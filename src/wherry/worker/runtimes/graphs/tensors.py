@@ -91,7 +91,7 @@ def _to_bytes(array: Array) -> Array:
     if array.dtype.kind not in "OU":
         return array
     found = np.empty(array.size, dtype=object)
-    found[:] = [str(each).encode() for each in array.ravel()]
+    found[:] = [each if isinstance(each, bytes) else str(each).encode() for each in array.ravel()]
     return found.reshape(array.shape)
 
 
