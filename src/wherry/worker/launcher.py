@@ -21,7 +21,14 @@ from wherry import errors
 from wherry.models.trust.materialise import materialise
 from wherry.storage.blobs import LocalBlobs
 from wherry.worker.sandbox.limits import limit_always
-from wherry.worker.sandbox.sandbox import SOCKET_RUNTIMES, Cage, Sandbox, confine, is_trusted
+from wherry.worker.sandbox.sandbox import (
+    PROGRAM_RUNTIMES,
+    SOCKET_RUNTIMES,
+    Cage,
+    Sandbox,
+    confine,
+    is_trusted,
+)
 from wherry.worker.spec import (
     LaunchOrder,
     Report,
@@ -125,6 +132,7 @@ def enter_sandbox(order: LaunchOrder, folder: Path, python: Path) -> Sandbox:
             library_folders=tuple(map(Path, order.library_folders)),
             memory_limit_mib=spec.memory_limit_mib,
             unix_sockets=spec.runtime in SOCKET_RUNTIMES,
+            programs=tuple(map(Path, PROGRAM_RUNTIMES.get(spec.runtime, ()))),
         )
     )
     if spec.sandbox == "required" and sandbox.lacks:

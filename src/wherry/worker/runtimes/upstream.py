@@ -1,5 +1,8 @@
 """Runtime `upstream`: answers by asking another OpenAI-compatible server.
 
+It chats, continues texts, and translates or summarizes by a prompt (`upstream_prompts`); the other
+server may be this one, with a deployment that chats.
+
 Bundle options: `UpstreamOptions`. The key is no option: a bundle is copied, shown and exported.
 It arrives through `configure`, as the secret `api_key`.
 """
@@ -29,12 +32,14 @@ from wherry.errors import (
 )
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.generation import GenerationInput, TextDelta, expect_whole_answer
+from wherry.models.tasks.text_to_text import TextToTextInput, TextToTextOutput
 from wherry.worker.runtimes.upstream_messages import (
     DeltaReader,
     UpstreamChunk,
     chunk_decoder,
     encode_request,
 )
+from wherry.worker.runtimes.upstream_prompts import PROMPTS, PromptedTask, read_answer
 
 MAX_LINE_BYTES = 1 << 20
 MAX_ERROR_BYTES = 64 << 10
@@ -72,6 +77,7 @@ class UpstreamRuntime:
         self.max_concurrency = 1
         self._secrets = dict(secrets or {})
         self._options: UpstreamOptions | None = None
+        self._prompted: PromptedTask | None = None
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -96,12 +102,33 @@ class UpstreamRuntime:
             raise InvalidInput(f"an option of the bundle is wrong: {error}") from error
         _check_url(self._options.base_url)
         self.max_concurrency = self._options.max_concurrency
+        if bundle.manifest.task in PROMPTS:
+            self._prompted = PromptedTask(bundle)
 
     async def stream(
-        self, item: GenerationInput, cancelled: Event, tenant: str
-    ) -> AsyncIterator[TextDelta]:
-        """Deltas as the server sends them; the connection is closed when cancelled."""
+        self, item: GenerationInput | TextToTextInput, cancelled: Event, tenant: str
+    ) -> AsyncIterator[TextDelta | TextToTextOutput]:
+        """Deltas as the server sends them; a text that is made by a prompt comes in one piece."""
         del tenant  # the server behind knows one client: us
+        if isinstance(item, TextToTextInput):
+            yield await self._answer_by_prompt(item, cancelled)
+            return
+        async with aclosing(self._chat(item, cancelled)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _answer_by_prompt(self, item: TextToTextInput, cancelled: Event) -> TextToTextOutput:
+        if self._prompted is None:
+            raise ModelFailed("the model is not loaded")
+        pair = self._prompted.choose_languages(item)
+        chat = self._prompted.chat_of(item, pair)
+        async with aclosing(self._chat(chat, cancelled)) as deltas:
+            return await read_answer(deltas, item, pair)
+
+    async def _chat(
+        self, item: GenerationInput, cancelled: Event
+    ) -> AsyncGenerator[TextDelta, None]:
+        """Deltas of the server's answer; the connection is closed when cancelled."""
         options = self._require_options()
         expect_whole_answer(item)
         reader = DeltaReader(item)

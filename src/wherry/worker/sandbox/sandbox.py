@@ -21,6 +21,18 @@ TRUSTED_RUNTIMES = frozenset({"upstream"})
 """They run no model, only our own code, and need the network."""
 SOCKET_RUNTIMES = frozenset({"llama_cpp"})
 """They need a Unix socket of their own while they load."""
+PROGRAM_RUNTIMES: dict[str, tuple[str, ...]] = {
+    "apertium": tuple(
+        f"/usr/bin/{name}"
+        for name in (
+            "apertium-anaphora", "apertium-extract-caps", "apertium-interchunk",
+            "apertium-posttransfer", "apertium-postchunk", "apertium-pretransfer",
+            "apertium-restore-caps", "apertium-tagger", "apertium-transfer", "cg-proc", "lrx-proc",
+            "lsx-proc", "lt-proc", "rtx-proc",
+        )
+    ),
+}  # fmt: skip
+"""Runtime → programs of the system that it starts while it loads. They stay in the same sandbox."""
 
 MEMORY_FACTOR, MEMORY_MARGIN_MIB = 2, 1024
 """Batches, threads and long prompts take more than the one input that was tried at import."""
@@ -76,6 +88,8 @@ class Cage(msgspec.Struct, frozen=True, kw_only=True):
     """Of `LD_LIBRARY_PATH`."""
     memory_limit_mib: int = 0
     unix_sockets: bool = False
+    programs: tuple[Path, ...] = ()
+    """What it may execute until `seal_programs`."""
 
 
 class Confinement(msgspec.Struct, frozen=True):
@@ -132,7 +146,7 @@ def confine(cage: Cage) -> Sandbox:
         del parts["files"]
         missing["files"] = f"the data folder lies in {exposed[0]}, which Python must read"
     try:
-        seccomp.confine(os.getpid(), unix_sockets=cage.unix_sockets)
+        seccomp.confine(os.getpid(), unix_sockets=cage.unix_sockets, programs=bool(cage.programs))
         parts["calls"] = "seccomp"
     except OSError as error:
         missing["calls"] = f"the kernel refuses a filter of system calls: {error.strerror}"
@@ -145,6 +159,14 @@ def seal(sandbox: Sandbox) -> None:
         from wherry.worker.sandbox import seccomp
 
         seccomp.refuse_exec()
+
+
+def seal_programs(sandbox: Sandbox) -> None:
+    """In a worker that started programs to load, once it has: neither processes nor programs."""
+    if "calls" in sandbox.parts:
+        from wherry.worker.sandbox import seccomp
+
+        seccomp.refuse_programs()
 
 
 def seal_sockets(sandbox: Sandbox) -> None:
@@ -195,6 +217,8 @@ def _file_rights(cage: Cage) -> tuple[dict[Path, int], Sequence[Path]]:
     for pattern in INTERPRETERS:
         for loader in Path("/").glob(pattern[1:]):
             rights[loader.resolve()] = landlock.READ | landlock.EXECUTE
+    for program in cage.programs:
+        rights[program] = landlock.READ | landlock.EXECUTE
     rights[cage.python.resolve()] = landlock.READ | landlock.EXECUTE
     rights[cage.scratch] = landlock.OWN
     return rights, in_proc

@@ -38,12 +38,13 @@ Code = list[bytes]
 Rules = dict[str, Code]
 
 
-def confine(pid: int, *, unix_sockets: bool) -> None:
+def confine(pid: int, *, unix_sockets: bool, programs: bool = False) -> None:
     """All but the refusal to execute, which must wait until the worker has been executed.
 
     Args:
         pid: of this process, the only one that may be sent signals.
         unix_sockets: for llama.cpp, which must talk to itself through one while it loads.
+        programs: for runtimes that start programs of the system while they load.
 
     Raises:
         OSError: the kernel does not filter, or this is a machine without a table.
@@ -74,12 +75,22 @@ def confine(pid: int, *, unix_sockets: bool) -> None:
         rules["socket"] = unix_stream()
         for name in ("connect", "bind", "listen"):
             del rules[name]
+    if programs:
+        for name in ("clone", "fork", "vfork"):
+            del rules[name]
     install(assemble(rules))
 
 
 def refuse_exec() -> None:
     """The last part: in the worker, before anything of the model is looked at."""
     install(assemble({"execve": refuse()}), all_threads=True)
+
+
+def refuse_programs() -> None:
+    """For what has started programs while it loaded: threads are all that it can start from now."""
+    rules = {name: refuse() for name in ("execve", "fork", "vfork")}
+    rules["clone"] = argument_has(0, CLONE_THREAD)
+    install(assemble(rules), all_threads=True)
 
 
 def refuse_sockets() -> None:
