@@ -41,6 +41,7 @@ SHAPES: dict[str, Callable[[HfRequest], Asked]] = {
     "image-classification": PictureLabels,
     "image-feature-extraction": PictureVectors,
     "image-segmentation": Segments,
+    "image-text-to-text": Continuation,
     "image-to-text": PictureText,
     "object-detection": Objects,
     "sentence-similarity": Similarities,
