@@ -349,7 +349,7 @@ def _print_log_line(line: LogLine) -> None:
 @command(
     "apply",
     group=DEPLOYMENTS,
-    examples=["wherry apply -f deployments.toml", "wherry apply -f deployments.toml --yes"],
+    examples=["wherry apply -f deployments.toml", "wherry apply -f pipeline.toml --yes"],
 )
 def apply(
     *,

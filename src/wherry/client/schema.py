@@ -297,6 +297,18 @@ class Rollout(Spec, frozen=True):
     """How long the version before stays loaded after a change, for an instant roll-back."""
 
 
+class Step(Spec, frozen=True):
+    """A call of a deployment within a pipeline (see `docs/pipelines.md`)."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}(?!\n)$")]
+    deployment: ModelRef
+    """A deployment of the team, also another pipeline; `name@3` for a version that it serves."""
+    input: dict[str, Any] | str = "$request"
+    """What the deployment is sent: JSON, with references such as `$request.text`."""
+    each: Annotated[str, Meta(max_length=256)] = ""
+    """A reference to a list: the deployment is called once for each of its elements (`$each`)."""
+
+
 class DeploymentSpec(Spec, frozen=True):
     """What should run, as `wherry apply -f` reads it (TOML or JSON)."""
 
@@ -315,6 +327,10 @@ class DeploymentSpec(Spec, frozen=True):
     pinned: bool = False
     """Never unloaded to make room for others; needs `replicas.min` = 0 to mean anything."""
     stopped: bool = False
+    steps: Annotated[list[Step], Meta(max_length=32)] = []
+    """Makes it a pipeline: it has no model, and calls other deployments."""
+    answer: dict[str, Any] | str | None = None
+    """What a pipeline answers; the answer of its last step if it does not say."""
 
 
 class ApplyRequest(Request):

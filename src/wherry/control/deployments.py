@@ -15,6 +15,7 @@ from wherry.client.schema import (
 )
 from wherry.control import store
 from wherry.control.memory import MemoryBudget, memory_of
+from wherry.control.pipelines import check_pipeline
 from wherry.control.rollout import Wanted
 from wherry.control.store import Desired
 from wherry.control.versions import Pick, Versions
@@ -96,9 +97,18 @@ class Deployments:
         existing = {desired.spec.name: desired for desired in self.load(team_id)}
         changes: list[Change] = []
         specs = [self._pin(team_id, spec) for spec in specs]
+        known = {name: desired.spec for name, desired in existing.items()}
+        known |= {spec.name: spec for spec in specs}
         for spec in specs:
             self._check(team_id, spec)
             before = existing.get(spec.name)
+            if before is not None and bool(before.spec.steps) != bool(spec.steps):
+                raise errors.Conflict(
+                    f"{spec.name!r} is a {'pipeline' if before.spec.steps else 'deployment of a model'}"
+                    " and cannot become the other",
+                    hint=f"wherry rm {spec.name}, or choose another name",
+                )
+            check_pipeline(spec, known)
             changes.append(_compare(before.spec if before else None, spec))
         changed = [
             spec for spec, change in zip(specs, changes, strict=True) if change.action != "none"
@@ -118,6 +128,16 @@ class Deployments:
     def remove(self, team_id: str, name: str, *, dry_run: bool = False) -> Change:
         """Stop and forget a deployment."""
         self.find(team_id, name)
+        users = [
+            each.spec.name
+            for each in self.load(team_id)
+            if any(step.deployment.partition("@")[0] == name for step in each.spec.steps)
+        ]
+        if users:
+            raise errors.Conflict(
+                f"deployment {name!r} is a step of {', '.join(users)}",
+                hint=f"wherry rm {users[0]}, or change its steps",
+            )
         if not dry_run:
             with self._database.write() as connection:
                 store.delete_deployment(connection, team_id, name)
@@ -202,7 +222,7 @@ class Deployments:
                 hint="a deployment with a minimum is never unloaded",
                 param="idle_seconds",
             )
-        if all(target.shadow for target in targets):
+        if targets and all(target.shadow for target in targets):
             raise errors.InvalidInput(
                 f"deployment {spec.name!r} has only shadow targets, which answer nobody",
                 param="targets",
@@ -251,11 +271,19 @@ class Deployments:
 
 
 def targets_of(spec: DeploymentSpec) -> list[Target]:
-    """The targets of a spec, its `model` shorthand written out.
+    """The targets of a spec, its `model` shorthand written out; none of a pipeline.
 
     Raises:
         InvalidInput: it names none, or both forms, or a model twice.
     """
+    if spec.steps:
+        if spec.model is not None or spec.targets:
+            raise errors.InvalidInput(
+                f"deployment {spec.name!r} has both a model and steps",
+                hint="a pipeline has steps only",
+                param="steps",
+            )
+        return []
     if spec.model is not None and spec.targets:
         raise errors.InvalidInput(
             f"deployment {spec.name!r} has both `model` and `targets`", hint="use one of them"

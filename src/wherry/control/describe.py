@@ -9,6 +9,7 @@ import msgspec
 from wherry.client.schema import Deployment, LoadInfo, RolloutInfo, WorkerInfo
 from wherry.control.running import Replica, Running
 from wherry.control.versions import share_of
+from wherry.gateway.settle import PIPELINE
 
 
 def describe_deployment(running: Running) -> Deployment:
@@ -21,7 +22,7 @@ def describe_deployment(running: Running) -> Deployment:
     return Deployment(
         name=desired.spec.name,
         team=desired.team,
-        task=running.wanted[0].version.manifest.task if running.wanted else "",
+        task=_task_of(running),
         state=state,  # type: ignore[arg-type]
         cause=cause,
         remedy=remedy,
@@ -44,6 +45,12 @@ def describe_deployment(running: Running) -> Deployment:
         created_at=desired.created_at,
         updated_at=desired.updated_at,
     )
+
+
+def _task_of(running: Running) -> str:
+    if running.desired.spec.steps:
+        return PIPELINE
+    return running.wanted[0].version.manifest.task if running.wanted else ""
 
 
 def _describe_rollout(running: Running) -> RolloutInfo:

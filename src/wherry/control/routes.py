@@ -46,6 +46,8 @@ def route_of(running: Running) -> DeploymentRoute:
             for key, share in running.shadow_shares.items()
             if ready.get(key)
         ),
+        steps=tuple(spec.steps),
+        answer=spec.answer,
     )
 
 

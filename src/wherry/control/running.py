@@ -333,6 +333,8 @@ class Running:
         name = self.desired.spec.name
         if self.desired.spec.stopped:
             return "stopped", "stopped by an operator", f"wherry scale {name} 1"
+        if self.desired.spec.steps:
+            return "ready", "", ""  # it has no workers: its steps' deployments do
         cause, remedy = self._trouble()
         ready = self.ready_by_version()
         if any(ready.get(key) for key in self.routed):

@@ -231,7 +231,7 @@ class FastLane:
         track = known.track
         if track is not None and self.gateway.is_current(track, caller):
             return track
-        passage = known.passage
+        passage, known.track = known.passage, None
         inbound = Inbound(
             door=passage.direct.door,
             request_id=number,
@@ -285,6 +285,8 @@ class FastLane:
             caller = self.authenticator.find_digest(secret)
             if caller is not None and (track is None or track.principal is not caller):
                 check_permission(caller, passage.row.permission)
+                if self.gateway.is_pipeline(caller, passage.deployment):
+                    return None
         except errors.WherryError:
             return None
         return caller

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from wherry import errors
 from wherry.doors.errors import render_platform
-from wherry.doors.invoke import invoke_direct
+from wherry.doors.invoke import invoke_direct, read_sticky, read_timeout
 from wherry.doors.route import Direct, Inquiry, Response, Row
+from wherry.gateway.admit import Inbound, find_deployment
+from wherry.gateway.pipeline import PipelineCall
 from wherry.gateway.predict import Gateway
+from wherry.gateway.route import DeploymentRoute
 
 PREDICT = Direct("predict", "predict", ("content-type",))
 
@@ -36,4 +42,51 @@ class PredictDoor:
 
     async def predict(self, inquiry: Inquiry) -> Response:
         """Answer one plain object."""
-        return await invoke_direct(self._gateway, inquiry, PREDICT)
+        gateway, name = self._gateway, inquiry.params["name"]
+        if not gateway.is_pipeline(inquiry.principal, name):
+            return await invoke_direct(gateway, inquiry, PREDICT)
+        route, _ = find_deployment(gateway.routes, inquiry.principal, name)
+        return await self._run_pipeline(inquiry, route)
+
+    async def _run_pipeline(self, inquiry: Inquiry, route: DeploymentRoute) -> Response:
+        headers = inquiry.headers
+        inbound = Inbound(
+            door=PREDICT.door,
+            request_id=inquiry.id,
+            principal=inquiry.principal,
+            deployment=route.name,
+            codec=PREDICT.codec,
+            body=await inquiry.body(),
+            headers={name: headers[name] for name in PREDICT.forward if name in headers},
+            timeout_seconds=read_timeout(headers.get("x-request-timeout-seconds")),
+            sticky=read_sticky(headers.get("x-wherry-sticky")),
+            is_background=inquiry.is_background,
+        )
+        call = PipelineCall(self._gateway, route, inbound)
+        body = await _unless_gone(inquiry, asyncio.ensure_future(call.answer()))
+        return Response(body, headers=headers_of(call))
+
+
+async def _unless_gone(inquiry: Inquiry, answer: asyncio.Future[bytes]) -> bytes:
+    """The answer; its work is ended if the client leaves before."""
+    gone = asyncio.ensure_future(inquiry.wait_for_disconnect())
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise errors.Cancelled("the client went away")
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+def headers_of(call: PipelineCall) -> dict[str, str]:
+    """Units of all steps together, and how long each took."""
+    usage = call.usage
+    units = {name: getattr(usage, name) for name in usage.__struct_fields__}
+    return {
+        "x-wherry-units": ", ".join(f"{name}={count}" for name, count in units.items()),
+        "server-timing": ", ".join(
+            f'{run.name};dur={run.milliseconds:.2f};desc="{run.version}"' for run in call.runs
+        ),
+    }

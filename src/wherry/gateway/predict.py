@@ -133,6 +133,10 @@ class Gateway:
             WherryError: it cannot be served.
         """
         deployment, version = find_deployment(self.routes, inbound.principal, inbound.deployment)
+        if deployment.steps:
+            raise errors.InvalidInput(
+                f"{deployment.name!r} is a pipeline", hint=f"call it by /predict/{deployment.name}"
+            )
         if not deployment.is_servable:
             raise not_ready(deployment)
         pinned, who = inbound.version or version, inbound.principal
@@ -147,6 +151,11 @@ class Gateway:
         track.queue = self._queue(deployment, route)
         self.settler.bind(track)
         return track
+
+    def is_pipeline(self, principal: Principal, name: str) -> bool:
+        """Whether a name means a pipeline to this key's team."""
+        found = self.routes.find(principal.team_id, principal.team, name)
+        return found is not None and bool(found.steps)
 
     def is_current(self, track: Track, principal: Principal) -> bool:
         """Whether a track that was found earlier still holds, for this caller."""

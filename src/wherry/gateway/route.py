@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from wherry import errors
+from wherry.client.schema import Step
 
 SERVABLE = frozenset({"ready", "degraded", "starting", "idle"})
 
@@ -78,6 +79,10 @@ class DeploymentRoute(msgspec.Struct, frozen=True, array_like=True):
     """Who always meets the same version: each key, or (while a canary is judged) nobody but those
     who send `x-wherry-sticky`."""
     shadows: tuple[ShadowRoute, ...] = ()
+    steps: tuple[Step, ...] = ()
+    """Of a pipeline, which has no versions."""
+    answer: Any = None
+    """A pipeline's; None: that of its last step."""
     full_name: str = ""
     """`team/name`; made here, once, as every request asks for it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -9,13 +10,17 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from wherry.accounts.keys import Principal
 from wherry.accounts.limits import KeyMeters
 from wherry.errors import InvalidInput
+from wherry.gateway.admit import Inbound
 from wherry.gateway.exchange import Exchange
-from wherry.gateway.route import VersionRoute
+from wherry.gateway.route import DeploymentRoute, VersionRoute
 from wherry.gateway.tally import VersionTally
 from wherry.gateway.track import Track
 from wherry.storage.journal import JournalWriter, OutcomeRecord
 from wherry.storage.segment import Answer, Stamp, encode_frame
 from wherry.telemetry import LATENCY_BUCKETS_SECONDS, Counter, Family, Histogram, Registry
+
+PIPELINE = "pipeline"
+"""What stands for the task of a pipeline's own record."""
 
 
 class Meters:
@@ -207,6 +212,44 @@ class Settler:
             self._journal.refuse(kept, error.message)
             return
         self._journal.append_frame(frame, kept)
+
+    def record_pipeline(
+        self, route: DeploymentRoute, inbound: Inbound, code: str, seconds: float
+    ) -> asyncio.Future[None]:
+        """Account for a call of a pipeline, whose steps account for their units themselves.
+
+        Returns:
+            Done when its record is safe; `Unavailable` if it cannot be made.
+        """
+        who, name = inbound.principal, route.full_name
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def kept(failure: Exception | None) -> None:
+            if done.done():
+                return
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+                done.exception()  # a call that has failed otherwise does not wait for it
+
+        self.last_used[name] = time.monotonic()
+        self.requests.labels(name, inbound.door, code or "ok").add()
+        self.seconds.labels(name).observe(seconds)
+        record = OutcomeRecord(
+            inbound.request_id,
+            time.time(),
+            who.team_id,
+            who.key_id,
+            route.name,
+            door=inbound.door,
+            task=PIPELINE,
+            status=self._status_of(code) if code else 200,
+            code=code,
+            total_ms=seconds * 1000,
+        )
+        self._journal.append(record, kept)
+        return done
 
     def _of_version(self, track: Track, version: VersionRoute) -> tuple[VersionTally, Stamp]:
         if version is track.version:

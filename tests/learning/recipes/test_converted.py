@@ -24,7 +24,7 @@ from wherry.learning.recipes.efficientnet_lite import (  # noqa: E402 - after im
     write_network,
 )
 
-CONVERTED = ("efficientnet-lite0", "nanodet", "selfie", "digit-pictures")
+CONVERTED = ("centerface", "efficientnet-lite0", "nanodet", "selfie", "digit-pictures")
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.pictures import file_of
 
 from wherry.errors import InvalidInput, MissingExtra
 from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.classification import Classification
-from wherry.models.tasks.image import pixels_from_array
+from wherry.models.tasks.image import image_from_plain, pixels_from_array
 from wherry.models.tasks.image_classification import IMAGE_CLASSIFICATION
 from wherry.models.tasks.image_fit import ImageOptions, fit_image, image_options
 from wherry.models.tasks.task import TaskConfig, TensorSpec
@@ -398,3 +399,48 @@ def test_ink_on_paper_becomes_light_on_dark_only_when_asked() -> None:
 def test_a_wrong_option_of_the_bundle_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         image_options(options)
+
+
+# ------------------------------------------------------------------------------ a part of it
+
+
+def scene() -> np.ndarray:
+    """A picture of 40 x 60 whose pixels say where they are."""
+    rows, columns = np.mgrid[0:40, 0:60]
+    return np.stack([rows, columns, rows * 0], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": [8, 8]}])
+def test_a_crop_is_what_the_box_touches(options: dict[str, Any]):
+    config = TaskConfig(options=options)
+    box = {"xmin": 10.2, "ymin": 5.9, "xmax": 19.1, "ymax": 8}
+    for picture in (scene().tolist(), file_of(Image.fromarray(scene()))):
+        item = image_from_plain({"image": picture, "crop": box}, config)
+        assert item.size == (3, 10)
+        assert np.array_equal(item.pixels, scene()[5:8, 10:20])
+
+
+def test_a_crop_is_in_pixels_of_the_upright_picture():
+    lying = Image.fromarray(scene()).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    box = {"xmin": 0, "ymin": 0, "xmax": 20, "ymax": 10}
+    item = image_from_plain({"image": file_of(lying, exif=exif), "crop": box}, TaskConfig())
+    assert np.array_equal(item.pixels, scene()[:10, :20])
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        {"xmin": 100, "ymin": 0, "xmax": 200, "ymax": 10},
+        {"xmin": 5, "ymin": 5, "xmax": 5, "ymax": 9},
+        {"xmin": 9, "ymin": 5, "xmax": 5, "ymax": 9},
+        {"xmin": 1, "ymin": 2},
+        [1, 2, 3, 4],
+        "all",
+        {"xmin": "a", "ymin": 5, "xmax": 5, "ymax": 9},
+    ],
+)
+def test_a_crop_of_nothing_is_refused(box: Any):
+    with pytest.raises(InvalidInput, match="crop"):
+        image_from_plain({"image": scene().tolist(), "crop": box}, TaskConfig())

@@ -22,6 +22,7 @@ BUILT_IN: dict[str, str] = {
     "digits": "wherry.learning.recipes.digits:DIGITS",
     "digit-pictures": "wherry.learning.recipes.digit_pictures:DIGIT_PICTURES",
     "efficientnet-lite0": "wherry.learning.recipes.efficientnet_lite:EFFICIENTNET_LITE0",
+    "centerface": "wherry.learning.recipes.centerface:CENTERFACE",
     "nanodet": "wherry.learning.recipes.nanodet:NANODET",
     "selfie": "wherry.learning.recipes.selfie:SELFIE",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,29 @@ class ImageInput(msgspec.Struct, tag="image"):
         return self.original_size or self.pixels.shape[:2]
 
 
+class Box(msgspec.Struct, frozen=True):
+    """A part of a picture, in pixels of it as people see it."""
+
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+    def within(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, every pixel that it touches, cut at the picture's edges.
+
+        Raises:
+            InvalidInput: nothing of the picture lies in it.
+        """
+        left, top = max(0, math.floor(self.xmin)), max(0, math.floor(self.ymin))
+        right, bottom = min(width, math.ceil(self.xmax)), min(height, math.ceil(self.ymax))
+        if left >= right or top >= bottom:
+            raise InvalidInput(
+                f"the crop holds nothing of the picture of {width} x {height} pixels", param="crop"
+            )
+        return left, top, right, bottom
+
+
 class ImageTask:
     """What tasks of one picture have in common: reading it."""
 
@@ -84,13 +108,32 @@ def images_from_tensors(tensors: Tensors, config: TaskConfig) -> list[ImageInput
 
 
 def image_from_plain(body: Mapping[str, Any], config: TaskConfig) -> ImageInput:
-    """`{"image": X}`: X is nested lists, a base64 text, a `data:` URL, or a file's bytes."""
+    """`{"image": X}`: X is nested lists, a base64 text, a `data:` URL, or a file's bytes.
+
+    With `{"crop": {"xmin", "ymin", "xmax", "ymax"}}`, a box as detectors answer it, only that part
+    of the picture is looked at, and is all that there is for what is answered.
+    """
     for key in ("image", "inputs", "input"):
         if key in body:
-            return read_image(body[key], config)
+            return read_image(body[key], config, read_box(body["crop"]) if "crop" in body else None)
     raise InvalidInput(
         "the request has no 'image'", hint='send {"image": array.tolist()}', param="image"
     )
+
+
+def read_box(value: object) -> Box:
+    """The box of a request."""
+    try:
+        box = msgspec.convert(value, Box)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(
+            f"'crop' is no box: {error}",
+            hint='{"xmin": 10, "ymin": 20, "xmax": 110, "ymax": 220}',
+            param="crop",
+        ) from error
+    if not all(map(math.isfinite, msgspec.structs.astuple(box))):
+        raise InvalidInput("'crop' must be finite numbers", param="crop")
+    return box
 
 
 def image_spec(config: TaskConfig) -> TensorSpec:
@@ -120,14 +163,18 @@ def _read_files(tensor: np.ndarray, config: TaskConfig) -> list[ImageInput]:
     return found
 
 
-def read_image(value: object, config: TaskConfig) -> ImageInput:
+def read_image(value: object, config: TaskConfig, crop: Box | None = None) -> ImageInput:
     """A picture as base64 text, `data:` URL, bytes of a file, or nested lists of numbers."""
     if isinstance(value, str):
         value = decode_file(value, "image", "picture")
     if isinstance(value, bytes | bytearray | memoryview):
-        return image_from_file(bytes(value), image_options(config.options))
+        return image_from_file(bytes(value), image_options(config.options), crop)
     if isinstance(value, list | tuple | np.ndarray):
-        return ImageInput(pixels_from_array(_array_from_lists(value)))
+        pixels = pixels_from_array(_array_from_lists(value))
+        if crop is not None:
+            left, top, right, bottom = crop.within(pixels.shape[1], pixels.shape[0])
+            pixels = pixels[top:bottom, left:right]
+        return ImageInput(pixels)
     kind = type(value).__name__
     raise InvalidInput(
         f"'image' must be nested lists of numbers or a base64 text, not {kind}", param="image"
@@ -184,8 +231,8 @@ def _with_channels_last(array: np.ndarray) -> np.ndarray:
     )
 
 
-def image_from_file(data: bytes, options: ImageOptions) -> ImageInput:
-    """Decode a picture file, turned upright by its EXIF orientation.
+def image_from_file(data: bytes, options: ImageOptions, crop: Box | None = None) -> ImageInput:
+    """Decode a picture file, turned upright by its EXIF orientation, or a part of it.
 
     Raises:
         InvalidInput: of another format, broken, cut off, or of too many pixels.
@@ -198,7 +245,7 @@ def image_from_file(data: bytes, options: ImageOptions) -> ImageInput:
     pillow = import_pillow()
     try:
         with pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
-            return _decode_picture(picture, options)
+            return _decode_picture(picture, options, crop)
     except (InvalidInput, MemoryError):
         raise
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
@@ -214,11 +261,11 @@ def image_from_file(data: bytes, options: ImageOptions) -> ImageInput:
         ) from error
 
 
-def _decode_picture(picture: Image, options: ImageOptions) -> ImageInput:
+def _decode_picture(picture: Image, options: ImageOptions, crop: Box | None) -> ImageInput:
     from PIL import ImageOps
 
     full_width, full_height = picture.size
-    if options.image_size:
+    if options.image_size and crop is None:
         # JPEG alone can leave out detail while decoding: a 48-megapixel photo costs little
         height, width = options.image_size
         picture.draft(None, (2 * width, 2 * height))
@@ -229,6 +276,9 @@ def _decode_picture(picture: Image, options: ImageOptions) -> ImageInput:
     is_lying = picture.getexif().get(EXIF_ORIENTATION, 1) in LYING
     size = (full_width, full_height) if is_lying else (full_height, full_width)
     picture = _with_plain_mode(ImageOps.exif_transpose(picture))
+    if crop is not None:
+        picture = picture.crop(crop.within(picture.width, picture.height))
+        size = picture.height, picture.width
     if options.image_size:
         height, width = options.image_size
         # both sides stay at least twice what the model needs, and the item becomes small

