@@ -7,6 +7,7 @@ An answer is read by its fields, whatever the task. `print_answer` shows the who
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,13 +34,10 @@ class Table(NamedTuple):
 def print_answer(answer: Answer) -> None:
     """A whole answer: its fields, then its tables."""
     tables = find_tables(answer)
-    hidden = {"prediction"} if _says_again(answer) else set[str]()
-    if "mean" in answer:
-        hidden |= {"mean", "quantiles", "timestamps"}
     fields = {
         name: show_value(value)
         for name, value in answer.items()
-        if name not in tables and name not in hidden
+        if name not in tables and not _is_said_elsewhere(name, answer)
     }
     print_fields(fields)
     for number, table in enumerate(tables.values()):
@@ -48,12 +46,29 @@ def print_answer(answer: Answer) -> None:
         print_table(table.columns, table.rows)
 
 
-def _says_again(answer: Answer) -> bool:
-    """Whether `prediction`, which every task has for the simplest clients, repeats another field."""
-    if "prediction" not in answer:
-        return False
-    others = [value for name, value in answer.items() if name != "prediction"]
-    return answer["prediction"] in others or "items" in answer
+def _is_said_elsewhere(name: str, answer: Answer) -> bool:
+    """Whether people see a field in another one, or in the file that was saved."""
+    if name == "prediction":  # which every task has for the simplest clients
+        others = [value for other, value in answer.items() if other != name]
+        return "items" in answer or answer[name] in others
+    if name == "content_type":
+        return True
+    return "mean" in answer and name in ("quantiles", "timestamps")
+
+
+def name_documents(answer: Answer, inputs: Answer) -> Answer:
+    """Scores of texts beside the texts that were sent."""
+    documents, sentences = inputs.get("documents"), inputs.get("sentences")
+    if isinstance(documents, list) and "results" in answer:
+        ranked = [
+            {"score": each["score"], "document": documents[each["index"]]}
+            for each in answer["results"]
+        ]
+        return {**answer, "results": ranked}
+    if isinstance(sentences, list) and "similarities" in answer:
+        pairs = zip(answer["similarities"], sentences, strict=True)
+        return {"similarities": [{"score": score, "sentence": text} for score, text in pairs]}
+    return answer
 
 
 def find_tables(answer: Answer) -> dict[str, Table]:
@@ -87,7 +102,7 @@ def _best_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
 def _thing_table(things: Sequence[Answer]) -> Table:
     """A row for each thing, a column for each field that any of them has."""
-    names = list(dict.fromkeys(name for thing in things for name in thing))
+    names = [name for name in dict.fromkeys(chain.from_iterable(things)) if name != "corners"]
     rows = [[_cell(name, thing.get(name)) for name in names] for thing in things]
     columns = [f"{name} (x, y, x, y)" if name == "box" else name for name in names]
     return Table([column.upper() for column in columns], rows)
@@ -96,6 +111,8 @@ def _thing_table(things: Sequence[Answer]) -> Table:
 def _cell(name: str, value: Any) -> str:
     if name in ("start", "end") and isinstance(value, float):
         return show_seconds(value)
+    if name == "score":
+        return f"{value:.4f}"
     if name == "box":
         return ", ".join(f"{each:.0f}" for each in value.values())
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ import msgspec
 from cyclopts import Parameter
 
 from wherry import errors
-from wherry.cli.answers import print_answer
+from wherry.cli.answers import name_documents, print_answer
 from wherry.cli.command import DEFAULT, TALK, Common, DryRun, command
 from wherry.cli.deployments import find_deployment
 from wherry.cli.inputs import TEXT_SUFFIXES, find_file, read_input, read_inputs, read_text_file
@@ -148,7 +148,7 @@ def _converse(
     if not is_chat:
         inputs = read_inputs(words or [prompt], _sample(client, deployment), deployment.task)
         answer = _predict(client, deployment.name, inputs)
-        show(common, answer, lambda: print_answer(_keep_files(answer, inputs, deployment.name)))
+        show(common, answer, lambda: _tell(answer, inputs, deployment.name))
         return
     chat = Chat(client, deployment.name, system, params)
     if not prompt:
@@ -192,9 +192,10 @@ def _spell_out(words: Sequence[str], prompt: str) -> str:
     return "\n\n".join(word if file is None else read_text_file(file) for word, file in said)
 
 
-def _keep_files(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> dict[str, Any]:
-    """The answer with its sound or picture in a file instead."""
-    return save_picture(save_sound(answer, name), inputs, name)
+def _tell(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> None:
+    """Print an answer, its sound or picture kept in a file."""
+    kept = save_picture(save_sound(answer, name), inputs, name)
+    print_answer(name_documents(kept, inputs))
 
 
 def _predict(client: Client, deployment: str, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -353,7 +354,7 @@ def predict(deployment: str, prompt: str, /, *, common: Common = DEFAULT) -> Non
             sample = _sample(client, found)
         inputs = read_input(prompt, sample)
         answer = _predict(client, deployment, inputs)
-    show(common, answer, lambda: print_answer(_keep_files(answer, inputs, deployment)))
+    show(common, answer, lambda: _tell(answer, inputs, deployment))
 
 
 @command(
