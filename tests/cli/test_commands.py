@@ -14,7 +14,6 @@ from tests.cli.conftest import Run
 from tests.client.twin import KEY, Twin
 
 from wherry.cli import serve, talk
-from wherry.cli.inputs import read_input
 from wherry.cli.models import resolve_version
 from wherry.cli.output import format_bytes, parse_duration, width_of
 from wherry.client.local import LocalServer, write_server
@@ -214,19 +213,6 @@ def test_run_answers_with_other_tasks_too(run: Run, twin: Twin):
 def test_run_says_the_plan_when_dry(run: Run, twin: Twin):
     plan = run("run", "smollm2", "hi", "--dry-run").out.splitlines()
     assert plan == ["pull smollm2", "deploy smollm2", "ask smollm2"]
-
-
-def test_a_prompt_may_be_text_json_or_a_file(tmp_path: Path):
-    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
-    (tmp_path / "row.json").write_text('{"row": [1]}')
-    (tmp_path / "story.txt").write_text("once")
-    assert read_input("lovely", {}) == {"text": "lovely"}
-    assert read_input('{"row": [1, 2]}', {}) == {"row": [1, 2]}
-    assert read_input(str(tmp_path / "photo.png"), {"image": ""}) == {
-        "image": tmp_path / "photo.png"
-    }
-    assert read_input(str(tmp_path / "row.json"), {}) == {"row": [1]}
-    assert read_input(str(tmp_path / "story.txt"), {}) == {"text": "once"}
 
 
 def test_a_chat_remembers_and_survives_an_error(twin: Twin, served: Twin, capsys):

@@ -53,7 +53,7 @@ def _is_said_elsewhere(name: str, answer: Answer) -> bool:
         return "items" in answer or answer[name] in others
     if name == "content_type":
         return True
-    return "mean" in answer and name in ("quantiles", "timestamps")
+    return is_forecast(answer) and name in ("quantiles", "timestamps")
 
 
 def name_documents(answer: Answer, inputs: Answer) -> Answer:
@@ -73,17 +73,30 @@ def name_documents(answer: Answer, inputs: Answer) -> Answer:
 
 def find_tables(answer: Answer) -> dict[str, Table]:
     """Field → its table, for all fields that are better read as one."""
-    if "mean" in answer:
+    if is_forecast(answer):
         return {"mean": _forecast_table(answer)}
     found: dict[str, Table] = {}
     for name, value in answer.items():
-        if name == "poses" and value:
+        if _are_poses(value):
             found[name] = _joint_table(value)
         elif is_scores(value):
             found[name] = Table(("LABEL", "SCORE"), _best_scores(value))
         elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
             found[name] = _thing_table(value)
     return found
+
+
+def is_forecast(answer: Answer) -> bool:
+    """Whether an answer says how a series goes on."""
+    return isinstance(answer.get("mean"), list) and isinstance(answer.get("quantiles"), dict)
+
+
+def _are_poses(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, dict) and "keypoints" in each for each in value)
+    )
 
 
 def is_scores(value: Any) -> bool:
@@ -111,9 +124,9 @@ def _thing_table(things: Sequence[Answer]) -> Table:
 def _cell(name: str, value: Any) -> str:
     if name in ("start", "end") and isinstance(value, float):
         return show_seconds(value)
-    if name == "score":
+    if name == "score" and isinstance(value, float):
         return f"{value:.4f}"
-    if name == "box":
+    if name == "box" and isinstance(value, dict):
         return ", ".join(f"{each:.0f}" for each in value.values())
     if isinstance(value, dict):
         return f"{len(value)} points"
@@ -132,7 +145,7 @@ def _joint_table(poses: Sequence[Answer]) -> Table:
 
 def _forecast_table(answer: Answer) -> Table:
     """A row for every step that is forecast."""
-    quantiles: Mapping[str, Sequence[float]] = answer.get("quantiles") or {}
+    quantiles: Mapping[str, Sequence[float]] = answer["quantiles"]
     steps = answer.get("timestamps") or range(1, len(answer["mean"]) + 1)
     columns = ("WHEN", "MEAN", *(f"{float(level):.0%}" for level in quantiles))
     values = zip(answer["mean"], *quantiles.values(), strict=True)
@@ -201,7 +214,8 @@ def _say_same(answer: Answer) -> str:
 
 
 def _say_label(answer: Answer) -> str:
-    return f"{answer['label']} ({answer['confidence']:.0%})"
+    label, confidence = answer["label"], answer.get("confidence")
+    return str(label) if confidence is None else f"{label} ({confidence:.0%})"
 
 
 def _say_things(field: str, one: str, describe: Callable[[Answer], str]) -> Callable[[Answer], str]:

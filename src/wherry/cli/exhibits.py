@@ -15,7 +15,7 @@ from wherry.models.sources.catalog import fetch
 from wherry.models.sources.source import Progress
 
 DATA_FILE = "exhibits.toml"
-HOW = frozenset({"max_tokens", "temperature", "seed", "top_k", "horizon"})
+HOW = frozenset({"max_tokens", "temperature", "seed", "top_k", "horizon", "season"})
 """Fields of a question that say how to answer, not what is asked."""
 LONGEST_LIST = 8
 """Numbers of a question that are told; of more, how many they are."""

@@ -49,7 +49,7 @@ class Gallery:
         missing = [name for name in self._asked if name not in present]
         count = sum(map(len, self._asked.values()))
         note(f"{count} questions to {len(self._asked)} models, {len(missing)} of them new\n")
-        jobs = {name: self._pull(name) for name in missing}
+        jobs = {name: job for name in missing if (job := self._pull(name)) is not None}
         for name in [each for each in self._asked if each in present]:
             self._ask_all(name)
         for name, job in follow_jobs(self._client, jobs):
@@ -57,9 +57,13 @@ class Gallery:
         self._close()
         return not self._left_out
 
-    def _pull(self, name: str) -> Job:
-        model = self._asked[name][0].model
-        return self._client.models.pull(model, name=name, wait=False)
+    def _pull(self, name: str) -> Job | None:
+        """Begin to get a model; None if that cannot even begin."""
+        try:
+            return self._client.models.pull(self._asked[name][0].model, name=name, wait=False)
+        except WherryError as error:
+            self._leave_out(name, error)
+            return None
 
     def _open(self, name: str, job: Job) -> None:
         """Serve a model that is here now, and ask it."""

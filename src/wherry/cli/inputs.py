@@ -89,7 +89,7 @@ def read_text_file(path: Path) -> str:
 
 def _read_csv(path: Path, sample: Sample) -> dict[str, Any]:
     """A table by its columns; for a model of series, the last column that is numbers."""
-    head, *rows = csv.reader(read_text_file(path).splitlines())
+    head, *rows = [*csv.reader(read_text_file(path).splitlines())] or [[]]
     if not rows or any(len(row) != len(head) for row in rows):
         raise errors.InvalidInput(f"{path} is not a table: a head, and rows as long as it")
     columns = {name: [row[index] for row in rows] for index, name in enumerate(head)}
