@@ -15,6 +15,7 @@ import msgspec
 from wherry.doors.route import Row
 from wherry.models.codecs.catalog import BUILT_IN as CODECS
 from wherry.models.codecs.catalog import find_codec
+from wherry.models.codecs.hf import SHAPES
 from wherry.models.registry.catalog import CatalogModel, catalog
 from wherry.models.tasks.catalog import BUILT_IN as TASKS
 
@@ -29,7 +30,7 @@ SHARED_PAGES = {
 DOORS = {
     "predict": ("Plain JSON", "predict.md"),
     "inference": ("Open Inference", "open-inference.md"),
-    "inference.grpc": ("its gRPC", "open-inference.md"),
+    "inference.grpc": ("Open Inference over gRPC", "open-inference.md"),
     "huggingface": ("Hugging Face", "huggingface.md"),
     "kserve": ("KServe v1", "mlflow-and-kserve.md"),
     "mlflow": ("MLflow", "mlflow-and-kserve.md"),
@@ -115,13 +116,13 @@ class Words(NamedTuple):
 
 
 ENGLISH = Words(
-    ("Task", "Model", "Besides, as clients know it", "Asked → a real answer"),
-    "Every task is served by {doors}.",
+    ("Task", "Model", "Doors of its own", "Asked → a real answer"),
+    "Every task is served by {doors}; some have doors of their own, too.",
     "your own",
 )
 CHINESE = Words(
-    ("任务", "模型", "另有客户端熟悉的接口", "问 → 真实回答"),
-    "每种任务都可以通过 {doors} 调用。",
+    ("任务", "模型", "专有接口", "提问 → 真实回答"),
+    "每种任务都可以通过 {doors} 调用；有些任务还有自己的专有接口。",
     "您自己的模型",
 )
 
@@ -138,7 +139,7 @@ def readme_table(rows: Sequence[Row], words: Words) -> str:
         for number, output in enumerate(said):
             model = f"`{output.model}`" if output.model else words.own
             answer = f"{output.question} → {output.answer}" if output.answer else ""
-            lines.append(_line([link, model, paths if number == 0 else "", answer]))
+            lines.append(_line(["" if number else link, model, "" if number else paths, answer]))
     return "\n".join([words.common.format(doors=doors), "", *lines])
 
 
@@ -164,14 +165,23 @@ def _door_table(rows: Sequence[Row]) -> str:
     ways = {task: ways_of(task, rows) for task in ordered_tasks()}
     tags = [tag for tag in DOORS if any(way.tag == tag for found in ways.values() for way in found)]
     lines = [
-        _line(["Task", *(_link(tag, "../") for tag in tags)]),
-        _line(["---"] * (len(tags) + 1)),
+        _line(["Task", *(_link(tag, "../") for tag in tags), "Hugging Face's clients read"]),
+        _line(["---"] * (len(tags) + 2)),
     ]
     for task, found in ways.items():
         by_tag = ["<br>".join(f"`{way.path}`" for way in found if way.tag == tag) for tag in tags]
-        lines.append(_line([f"[{task}]({page_of(task)})", *by_tag]))
-    served = ", ".join(_link(tag, "../") for tag in common)
-    return "\n".join([f"Each of these serves every task: {served}. The others:", "", *lines])
+        form = "the task's shape" if task in SHAPES else "the plain form"
+        lines.append(_line([f"[{task}]({page_of(task)})", *by_tag, form]))
+    served = "\n".join(f"* {_link(tag, '../')}{_first_path(tag, rows)}" for tag in common)
+    return "\n".join(
+        ["Each of these serves every task:", "", served, "", "Others some:", "", *lines]
+    )
+
+
+def _first_path(tag: str, rows: Sequence[Row]) -> str:
+    served = [row.path.replace(":path}", "}") for row in rows if row.tag == tag and row.codec]
+    paths = [path for path in served if "{name}" in path]
+    return f": `{min(paths, key=len)}`" if paths else ""
 
 
 def _model_table() -> str:
