@@ -23,6 +23,7 @@ BUILT_IN: dict[str, str] = {
     "digit-pictures": "wherry.learning.recipes.digit_pictures:DIGIT_PICTURES",
     "efficientnet-lite0": "wherry.learning.recipes.efficientnet_lite:EFFICIENTNET_LITE0",
     "nanodet": "wherry.learning.recipes.nanodet:NANODET",
+    "photo-vectors": "wherry.learning.recipes.efficientnet_lite:PHOTO_VECTORS",
     "selfie": "wherry.learning.recipes.selfie:SELFIE",
 }
 
