@@ -58,6 +58,19 @@ def test_a_prediction_that_repeats_the_label_is_told_once(capsys):
     assert said({"prediction": 21.34}, capsys) == ["prediction:  21.34"]
 
 
+def test_rows_of_a_table_are_rows_with_their_best_scores(capsys):
+    row = {
+        "prediction": "a",
+        "label": "a",
+        "confidence": 0.9,
+        "probabilities": {"a": 0.9, "b": 0.1},
+    }
+    lines = said({"predictions": [row, row], "usage": {"rows": 2}}, capsys)
+    assert lines[0] == "usage:  rows 2"
+    assert lines[2].split() == ["LABEL", "CONFIDENCE", "PROBABILITIES"]
+    assert lines[3].split(maxsplit=2) == ["a", "0.9", "a 0.9000, b 0.1000"]
+
+
 def test_long_vectors_are_told_by_their_beginning(capsys):
     (line,) = said({"embedding": [0.125] * 384}, capsys)
     assert line.startswith("embedding:  384 numbers: 0.125, 0.125")

@@ -15,6 +15,8 @@ import msgspec
 from wherry.cli.output import one_line, print_fields, print_table, shorten
 
 BEST_SCORES = 5
+SHOWN_SCORES = 3
+"""Of those in a cell."""
 SHOWN_NUMBERS = 6
 """Of a longer list of numbers."""
 LONGEST_LINE = 96
@@ -116,6 +118,8 @@ def _best_scores(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 def _thing_table(things: Sequence[Answer]) -> Table:
     """A row for each thing, a column for each field that any of them has."""
     names = [name for name in dict.fromkeys(chain.from_iterable(things)) if name != "corners"]
+    if "label" in names and "prediction" in names:
+        names.remove("prediction")
     rows = [[_cell(name, thing.get(name)) for name in names] for thing in things]
     columns = [f"{name} (x, y, x, y)" if name == "box" else name for name in names]
     return Table([column.upper() for column in columns], rows)
@@ -128,6 +132,8 @@ def _cell(name: str, value: Any) -> str:
         return f"{value:.4f}"
     if name == "box" and isinstance(value, dict):
         return ", ".join(f"{each:.0f}" for each in value.values())
+    if is_scores(value):
+        return ", ".join(f"{label} {score}" for label, score in _best_scores(value)[:SHOWN_SCORES])
     if isinstance(value, dict):
         return f"{len(value)} points"
     return show_value(value)
@@ -159,7 +165,7 @@ def _forecast_table(answer: Answer) -> Table:
 def show_value(value: Any) -> str:
     """A value for people: four digits of a number, the first of many numbers."""
     if isinstance(value, str):
-        return value
+        return value.strip()
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
@@ -169,6 +175,8 @@ def show_value(value: Any) -> str:
         return f"{len(value)} numbers: {shown} …"
     if isinstance(value, list) and all(isinstance(each, int | float) for each in value):
         return ", ".join(map(_number, value))
+    if isinstance(value, dict) and all(isinstance(each, int | float) for each in value.values()):
+        return ", ".join(f"{name} {_number(each)}" for name, each in value.items())
     return msgspec.json.encode(value).decode()
 
 
