@@ -32,11 +32,13 @@ TASKS_BY_NAME = {
     "image_to_text": "ocr",
     "object_detection": "objects",
     "sentence_similarity": "embeddings",
+    "summarization": "summaries",
     "tabular_classification": LETTERS,
     "text_generation": "chat",
     "text_to_image": "drawings",
     "text_to_speech": "voice",
     "token_classification": "entities",
+    "translation": "spanish",
     "zero_shot_classification": "embeddings",
 }
 """Method of Hugging Face's client → deployment; the first is asked for errors, too."""

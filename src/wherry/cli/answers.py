@@ -19,7 +19,7 @@ SHOWN_SCORES = 3
 """Of those in a cell."""
 SHOWN_NUMBERS = 6
 """Of a longer list of numbers."""
-LONGEST_LINE = 96
+LONGEST_LINE = 180
 """Characters of an answer in a line."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import msgspec
 
+from wherry.cli.output import one_line, shorten
 from wherry.models.sources.catalog import fetch
 from wherry.models.sources.source import Progress
 
 DATA_FILE = "exhibits.toml"
 HOW = frozenset({"max_tokens", "temperature", "seed", "top_k", "horizon", "season"})
 """Fields of a question that say how to answer, not what is asked."""
+LONGEST_TEXT = 96
+"""Characters of a text that are told."""
 LONGEST_LIST = 8
 """Numbers of a question that are told; of more, how many they are."""
 
@@ -53,6 +56,10 @@ class Exhibit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What clients call the model in the demo."""
     model: str = ""
     """In the catalogue; empty = the example class that comes with Wherry."""
+    through: str = ""
+    """The deployment that does the task, for one that has no model of its own."""
+    prompt: str = ""
+    """What that is told before it sees the text."""
     question: Mapping[str, Any] = {}
     """As `/predict` takes it."""
     files: Mapping[str, str] = {}
@@ -73,7 +80,8 @@ class Exhibit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _say_field(name: str, value: Any) -> str:
     if isinstance(value, str):
-        return f"“{value}”" if " " in value else f"{name} {value}"
+        text = shorten(one_line(value), LONGEST_TEXT)
+        return f"“{text}”" if " " in text else f"{name} {text}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key.replace('_', ' ')} {each}" for key, each in value.items())
     if len(value) > LONGEST_LIST:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from wherry.cli.answers import sum_up
@@ -13,7 +16,9 @@ from wherry.cli.job_bars import follow_jobs
 from wherry.cli.output import note, one_line
 from wherry.cli.pictures import save_picture
 from wherry.cli.sound import save_sound
+from wherry.client.schema import DeploymentSpec
 from wherry.errors import Internal, WherryError
+from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
 
 if TYPE_CHECKING:
     from wherry.client import Client
@@ -49,11 +54,18 @@ class Gallery:
         missing = [name for name in self._asked if name not in present]
         count = sum(map(len, self._asked.values()))
         note(f"{count} questions to {len(self._asked)} models, {len(missing)} of them new\n")
-        jobs = {name: job for name in missing if (job := self._pull(name)) is not None}
+        prompted = [name for name in missing if self._asked[name][0].through]
+        jobs = {
+            name: job
+            for name in missing
+            if name not in prompted and (job := self._pull(name)) is not None
+        }
         for name in [each for each in self._asked if each in present]:
             self._ask_all(name)
+        for name in prompted:
+            self._open(name, partial(self._deploy_prompted, self._asked[name][0]))
         for name, job in follow_jobs(self._client, jobs):
-            self._open(name, job)
+            self._open(name, partial(self._deploy_pulled, name, job))
         self._close()
         return not self._left_out
 
@@ -65,16 +77,41 @@ class Gallery:
             self._leave_out(name, error)
             return None
 
-    def _open(self, name: str, job: Job) -> None:
-        """Serve a model that is here now, and ask it."""
+    def _open(self, name: str, deploy: Callable[[], None]) -> None:
+        """Serve a model and ask it."""
         try:
-            if job.state != "succeeded":
-                raise Internal(job.error or job.state, hint=job.hint)
-            self._client.deployments.deploy(name, idle_seconds=IDLE_SECONDS)
+            deploy()
         except WherryError as error:
             self._leave_out(name, error)
-            return
-        self._ask_all(name)
+        else:
+            self._ask_all(name)
+
+    def _deploy_pulled(self, name: str, job: Job) -> None:
+        """A model that is here, if its job has brought it."""
+        if job.state != "succeeded":
+            raise Internal(job.error or job.state, hint=job.hint)
+        self._client.deployments.deploy(name, idle_seconds=IDLE_SECONDS)
+
+    def _deploy_prompted(self, exhibit: Exhibit) -> None:
+        """A task that another deployment of this server does, with a key for that one only."""
+        name, through = exhibit.deployment, exhibit.through
+        manifest = Manifest(
+            task=exhibit.task,
+            runtime="upstream",
+            description=f"What {through!r} makes of a prompt.",
+            options={
+                "base_url": f"{self._client.url}/v1",
+                "model": through,
+                "prompt": exhibit.prompt,
+            },
+        )
+        with TemporaryDirectory() as folder:
+            (Path(folder) / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
+            self._client.models.import_model(Path(folder), name=name)
+        key = self._client.keys.create(f"demo {name}", deployments=[through])
+        spec = DeploymentSpec(name=name, model=name, secrets={"api_key": key.secret})
+        self._client.deployments.apply(spec)
+        self._client.deployments.wait(name, just_changed=True)
 
     def _ask_all(self, name: str) -> None:
         for exhibit in self._asked[name]:
