@@ -51,19 +51,17 @@ class Gallery:
         shutil.rmtree(self._answers, ignore_errors=True)
         self._answers.mkdir()
         present = {each.name for each in self._client.deployments.list()}
-        missing = [name for name in self._asked if name not in present]
+        prompted = [name for name, asked in self._asked.items() if asked[0].through]
+        missing = [name for name in self._asked if name not in {*present, *prompted}]
         count = sum(map(len, self._asked.values()))
         note(f"{count} questions to {len(self._asked)} models, {len(missing)} of them new\n")
-        prompted = [name for name in missing if self._asked[name][0].through]
-        jobs = {
-            name: job
-            for name in missing
-            if name not in prompted and (job := self._pull(name)) is not None
-        }
-        for name in [each for each in self._asked if each in present]:
-            self._ask_all(name)
+        jobs = {name: job for name in missing if (job := self._pull(name)) is not None}
+        for name in self._asked:
+            if name in present and name not in prompted:
+                self._ask_all(name)
         for name in prompted:
-            self._open(name, partial(self._deploy_prompted, self._asked[name][0]))
+            prompt = partial(self._deploy_prompted, self._asked[name][0], is_old=name in present)
+            self._open(name, prompt)
         for name, job in follow_jobs(self._client, jobs):
             self._open(name, partial(self._deploy_pulled, name, job))
         self._close()
@@ -92,9 +90,13 @@ class Gallery:
             raise Internal(job.error or job.state, hint=job.hint)
         self._client.deployments.deploy(name, idle_seconds=IDLE_SECONDS)
 
-    def _deploy_prompted(self, exhibit: Exhibit) -> None:
+    def _deploy_prompted(self, exhibit: Exhibit, *, is_old: bool) -> None:
         """A task that another deployment of this server does, with a key for that one only."""
         name, through = exhibit.deployment, exhibit.through
+        label = f"demo {name}"
+        old_keys = [key for key in self._client.keys.list() if key.name == label]
+        if is_old:  # it may know another address of this server
+            self._client.deployments.remove(name)
         manifest = Manifest(
             task=exhibit.task,
             runtime="upstream",
@@ -108,10 +110,13 @@ class Gallery:
         with TemporaryDirectory() as folder:
             (Path(folder) / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
             self._client.models.import_model(Path(folder), name=name)
-        key = self._client.keys.create(f"demo {name}", deployments=[through])
+        key = self._client.keys.create(label, deployments=[through])
         spec = DeploymentSpec(name=name, model=name, secrets={"api_key": key.secret})
         self._client.deployments.apply(spec)
         self._client.deployments.wait(name, just_changed=True)
+        for old in old_keys:
+            if old.revoked_at is None:
+                self._client.keys.revoke(old.id)
 
     def _ask_all(self, name: str) -> None:
         for exhibit in self._asked[name]:
