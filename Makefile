@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --generate-hashes \
 	--python-version 3.11 --no-emit-index-url --no-annotate --custom-compile-command "make lock"
+ALL ?=
 ONCE ?=
 REST ?=
 SOAK_SECONDS ?= 1200
@@ -34,8 +35,8 @@ $(BIN)/python:
 	@touch $@ .venv/demo.stamp
 
 .PHONY: demo
-demo: .venv/demo.stamp ## A server with real models on 127.0.0.1:8000 and a tour (ONCE=1: only the tour)
-	@$(BIN)/wherry serve --demo --data .demo --port $(PORT) $(if $(ONCE),--once)
+demo: .venv/$(if $(ALL),dev,demo).stamp ## A server with real models on 127.0.0.1:8000 and a tour (ALL=1: one for every task; ONCE=1: only the tour)
+	@$(BIN)/wherry serve --demo --data .demo --port $(PORT) $(if $(ALL),--all) $(if $(ONCE),--once)
 
 .PHONY: setup
 setup: .venv/dev.stamp ## Install everything a developer needs

@@ -16,11 +16,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rich.console import Console
+from task_tables import CHINESE, ENGLISH, Words, index_tables, readme_table
 
 from wherry import errors
 from wherry import settings as settings_module
@@ -35,7 +37,8 @@ from wherry.doors.errors import GRPC_STATUS, HTTP_STATUS, openai_error, render_o
 from wherry.doors.route import Row
 from wherry.settings import PREFIX, Settings
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 NOTICE = "<!-- Made by scripts/build_docs.py (`make docs`). Do not edit: edit what it reads. -->"
 COLUMNS = 100
 SHOWN_DIFF_LINES = 20
@@ -44,6 +47,10 @@ TITLES = {
     "anthropic": "Anthropic",
     "rerank": "Reranking",
     "inference": "Open Inference Protocol v2",
+    "huggingface": "Hugging Face's tasks",
+    "ollama": "Ollama",
+    "mlflow": "MLflow",
+    "kserve": "KServe v1",
     "predict": "Plain JSON",
     "operations": "For operators and their tools",
 }
@@ -55,9 +62,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a page would change")
     is_check = parser.parse_args().check
-    drifted = [name for name, build in PAGES.items() if not settle(DOCS / name, build(), is_check)]
+    drifted = [name for name, build in PAGES.items() if not settle(ROOT / name, build(), is_check)]
     if drifted:
-        say(f"error: {', '.join(f'docs/{name}' for name in drifted)} is not what the code says")
+        say(f"error: {', '.join(drifted)} is not what the code says")
         say("hint: make docs")
     return int(bool(drifted))
 
@@ -69,7 +76,7 @@ def settle(path: Path, text: str, is_check: bool) -> bool:
         return True
     if not is_check:
         path.write_text(text, encoding="utf-8")
-        say(f"wrote docs/{path.name}")
+        say(f"wrote {path.relative_to(ROOT)}")
         return True
     lines = difflib.unified_diff(
         present.splitlines(), text.splitlines(), path.name, "as the code says", lineterm="", n=0
@@ -261,7 +268,7 @@ def differing_openai_rows() -> list[tuple[str, ...]]:
 
 def build_api() -> str:
     """Every row of every door."""
-    rows = asyncio.run(collect_rows())
+    rows = all_rows()
     tags = dict.fromkeys([*TITLES, *(row.tag for row in rows)])
     parts: list[str] = []
     for tag in tags:
@@ -282,8 +289,14 @@ def build_api() -> str:
     )
 
 
+@cache
+def all_rows() -> list[Row]:
+    """The rows that a gateway serves."""
+    return asyncio.run(collect_rows())
+
+
 async def collect_rows() -> list[Row]:
-    """The rows that a gateway serves, from a gateway that is made and never run."""
+    """They, from a gateway that is made and never run."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as unused:
         order = GatewayOrder("gateway 0", Settings(data=folder), f"{folder}/none.sock", 0)
         process: Any = GatewayProcess(order, unused)
@@ -369,12 +382,50 @@ def fence(text: str) -> str:
     return f"```text\n{text}\n```"
 
 
+# ------------------------------------------------------------------------------ tasks
+
+
+def build_tasks() -> str:
+    """Every task: its page, its doors, its models."""
+    doors, models = index_tables(all_rows())
+    return page(
+        "Tasks",
+        "What goes in and comes out of a model. Every model does one task, and is asked by every "
+        "door that knows the task. An embedder answers the questions of `sentence-similarity`, "
+        "`text-ranking` and `zero-shot-classification`, too.",
+        doors,
+        "## Models of the catalogue",
+        "`wherry run NAME` pulls, deploys and asks one; `make demo ALL=1` all that have an answer "
+        "here. The answers are those of a live server (`scripts/record_outputs.py`).",
+        models,
+    )
+
+
+def build_readme(name: str, words: Words) -> Callable[[], str]:
+    """The README with its table of tasks between the marks."""
+
+    def build() -> str:
+        before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(BEGIN_TASKS)
+        _, _, after = rest.partition(END_TASKS)
+        table_of_tasks = readme_table(all_rows(), words)
+        return f"{before}{BEGIN_TASKS}\n\n{table_of_tasks}\n\n{END_TASKS}{after}"
+
+    return build
+
+
+BEGIN_TASKS = "<!-- tasks: made by scripts/build_docs.py (`make docs`) -->"
+END_TASKS = "<!-- end of tasks -->"
+
 PAGES: dict[str, Callable[[], str]] = {
-    "settings.md": build_settings,
-    "errors.md": build_errors,
-    "cli.md": build_cli,
-    "api.md": build_api,
+    "docs/settings.md": build_settings,
+    "docs/errors.md": build_errors,
+    "docs/cli.md": build_cli,
+    "docs/api.md": build_api,
+    "docs/tasks/index.md": build_tasks,
+    "README.md": build_readme("README.md", ENGLISH),
+    "README.zh-CN.md": build_readme("README.zh-CN.md", CHINESE),
 }
+"""Path from the root → what it should say."""
 
 if __name__ == "__main__":
     sys.exit(main())

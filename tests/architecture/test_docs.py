@@ -9,6 +9,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,10 +21,13 @@ import pytest
 from wherry import errors
 from wherry.cli import main as cli_main
 from wherry.cli.command import app
+from wherry.cli.exhibits import exhibits
 from wherry.cli.serve import read_setting_docs
 from wherry.client.schema import DeploymentSpec
 from wherry.doors.errors import HTTP_STATUS
 from wherry.models.bundle import Bundle, Manifest, decode_manifest
+from wherry.models.codecs.catalog import BUILT_IN as CODECS
+from wherry.models.tasks.catalog import BUILT_IN as TASKS
 from wherry.models.tasks.tensor import TensorInput
 from wherry.settings import PREFIX, Settings
 from wherry.worker.runtimes.catalog import BUILT_IN
@@ -64,6 +68,48 @@ def test_generated_pages_are_what_the_code_says():
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every row that a gateway serves, as the pages are made of them."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return import_module("build_docs").all_rows()
+
+
+def test_every_codec_is_reached_by_a_row_that_names_it(rows: list[Any]):
+    named = {row.codec for row in rows if row.codec}
+    without_row = {"native", "inference.grpc", "openai.responses.turn"}
+    assert named == CODECS.keys() - without_row
+    for row in rows:
+        if row.direct is not None:
+            assert row.direct.codec == row.codec
+
+
+def test_every_task_has_a_page_and_a_line_in_the_table(rows: list[Any]):
+    tables = import_module("task_tables")
+    table = tables.readme_table(rows, tables.ENGLISH)
+    for task in TASKS:
+        page = tables.page_of(task)
+        assert (ROOT / "docs" / "tasks" / page).is_file(), f"docs/tasks/{page} is missing"
+        assert f"| [{task}](docs/tasks/{page}) |" in table
+
+
+def test_doors_of_a_task_follow_from_its_codecs(rows: list[Any]):
+    tables = import_module("task_tables")
+    assert [way.path for way in tables.ways_of("text-to-image", rows)] == ["/v1/images/generations"]
+    assert "/v1/embeddings" in [way.path for way in tables.ways_of("feature-extraction", rows)]
+    assert tables.ways_of("recommendation", rows) == []
+    assert "predict" in tables.doors_of_all(rows)
+
+
+def test_every_exhibit_has_an_answer_of_a_live_server(rows: list[Any]):
+    outputs = import_module("task_tables").read_outputs()
+    asked = [(exhibit.task, exhibit.model, exhibit.words) for exhibit in exhibits()]
+    assert [(each.task, each.model, each.question) for each in outputs] == asked, (
+        "ask again: scripts/record_outputs.py"
+    )
+    assert all(output.answer for output in outputs)
 
 
 def test_every_setting_is_explained():

@@ -215,19 +215,6 @@ def test_run_says_the_plan_when_dry(run: Run, twin: Twin):
     assert plan == ["pull smollm2", "deploy smollm2", "ask smollm2"]
 
 
-def test_a_prompt_may_be_text_json_or_a_file(tmp_path: Path):
-    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
-    (tmp_path / "row.json").write_text('{"row": [1]}')
-    (tmp_path / "story.txt").write_text("once")
-    assert talk.read_input("lovely", {}) == {"text": "lovely"}
-    assert talk.read_input('{"row": [1, 2]}', {}) == {"row": [1, 2]}
-    assert talk.read_input(str(tmp_path / "photo.png"), {"image": ""}) == {
-        "image": tmp_path / "photo.png"
-    }
-    assert talk.read_input(str(tmp_path / "row.json"), {}) == {"row": [1]}
-    assert talk.read_input(str(tmp_path / "story.txt"), {}) == {"text": "once"}
-
-
 def test_a_chat_remembers_and_survives_an_error(twin: Twin, served: Twin, capsys):
     from wherry import Client
 

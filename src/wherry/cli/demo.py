@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
+from wherry.cli.gallery import Gallery
+from wherry.cli.job_bars import follow_jobs
 from wherry.cli.output import note, print_error, progress
 from wherry.client import Client
 from wherry.client.schema import Job
 from wherry.errors import Internal, WherryError
 from wherry.settings import Settings
 
-POLL_SECONDS = 0.2
 READY_SECONDS = 300.0
 QUESTION = "Write one sentence about a river."
 REVIEWS = (
@@ -60,17 +61,23 @@ class Demo:
 
     Args:
         once: end the server after the tour.
+        folder: of the server's data.
+        is_full: bring up a model for every task as well, and ask each.
     """
 
-    def __init__(self, *, once: bool) -> None:
+    def __init__(self, *, once: bool, folder: Path, is_full: bool = False) -> None:
         self.once = once
         self.status = 1
+        """0 = every answer came."""
+        self._folder = folder
+        self._is_full = is_full
 
     def start(self, url: str, key: str) -> None:
         """The server is ready."""
         threading.Thread(target=self._run, args=(url, key), name="demo", daemon=True).start()
 
     def _run(self, url: str, key: str) -> None:
+        is_up = False
         try:
             with Client(url, key) as client:
                 begun = time.monotonic()
@@ -82,13 +89,15 @@ class Demo:
                 fleet.bring_up()
                 note(f"all {len(PLANS)} models answer after {time.monotonic() - begun:.0f} s\n")
                 tour.run()
+                is_complete = not self._is_full or Gallery(client, self._folder).show()
             self._print_how_to(url)
-            self.status = 0
+            self.status = 0 if is_complete else 1
+            is_up = True
         except WherryError as error:
             print_error(error)
         except Exception as error:  # noqa: BLE001 - the demo must end, and say why
             print_error(Internal(f"the demo failed: {type(error).__name__}: {error}"))
-        if self.once or self.status:
+        if self.once or not is_up:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             note("the server stays up until Ctrl-C")
@@ -141,69 +150,12 @@ class Fleet:
             example = Path(str(files("wherry.learning") / "examples" / "echo"))
             self._client.models.import_model(example, name="echo")
             self._client.deployments.deploy("echo", wait=False)
-        with bars(self._jobs) as show:
-            self._follow(self._jobs, show)
+        for name, job in follow_jobs(self._client, self._jobs):
+            if job.state != "succeeded":
+                raise Internal(f"model {name!r}: {job.error or job.state}", hint=job.hint)
+            self._client.deployments.deploy(name, wait=False)
         for plan in PLANS:
             self._client.deployments.wait(plan.deployment, timeout=READY_SECONDS)
-
-    def _follow(self, jobs: dict[str, Job], show: Callable[[str, Job], None]) -> None:
-        waiting = dict(jobs)
-        while waiting:
-            for name, job in list(waiting.items()):
-                now = self._client.jobs.get(job.id)
-                show(name, now)
-                if now.state == "succeeded":
-                    del waiting[name]
-                    self._client.deployments.deploy(name, wait=False)
-                elif now.state in ("failed", "cancelled"):
-                    raise Internal(f"model {name!r}: {now.error or now.state}", hint=now.hint)
-            time.sleep(POLL_SECONDS)
-
-
-class bars:  # noqa: N801 - used like a function
-    """A bar for every job; on a pipe, a line when one is done."""
-
-    def __init__(self, names: Any) -> None:
-        self._names = list(names)
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._done: set[str] = set()
-
-    def __enter__(self) -> Callable[[str, Job], None]:
-        if sys.stderr.isatty() and self._names:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._progress = Progress(
-                TextColumn("{task.fields[name]:<11}"),
-                BarColumn(30),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._progress.start()
-            for name in self._names:
-                self._tasks[name] = self._progress.add_task("waiting", name=name, total=None)
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def _show(self, name: str, job: Job) -> None:
-        is_done = job.state == "succeeded"
-        if self._progress is None:
-            if is_done and name not in self._done:
-                self._done.add(name)
-                note(f"{name:<11} model is here")
-            return
-        now = job.progress
-        self._progress.update(
-            self._tasks[name],
-            description="done" if is_done else now.stage or job.state,
-            total=1 if is_done else now.total or None,
-            completed=1 if is_done else now.done,
-        )
 
 
 class Tour:

@@ -263,10 +263,13 @@ def shorten(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def new_file(name: str, suffix: str) -> Path:
-    """The first of NAME-1, NAME-2 … in the current folder that is not there yet."""
+HERE = Path()
+
+
+def new_file(name: str, suffix: str, folder: Path = HERE) -> Path:
+    """The first of NAME-1, NAME-2 … in the folder that is not there yet."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    numbered = (Path(f"{stem}-{number}{suffix}") for number in itertools.count(1))
+    numbered = (folder / f"{stem}-{number}{suffix}" for number in itertools.count(1))
     return next(path for path in numbered if not path.exists())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wherry.cli.output import new_file, note, shorten
+from wherry.cli.output import HERE, new_file, note, shorten
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,10 +29,12 @@ MASK_ALPHA = 110
 """Of 255: how much of the picture a mask hides."""
 
 
-def save_picture(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> dict[str, Any]:
-    """The answer with its picture, made or drawn on, in a new file of the current folder."""
+def save_picture(
+    answer: dict[str, Any], inputs: dict[str, Any], name: str, folder: Path = HERE
+) -> dict[str, Any]:
+    """The answer with its picture, made or drawn on, in a new file of the folder."""
     if answer.get("content_type") == "image/png" and isinstance(answer.get("image"), str):
-        path = new_file(name, ".png")
+        path = new_file(name, ".png", folder)
         path.write_bytes(base64.b64decode(answer["image"]))
         note(f"saved the picture as {path}")
         return {**answer, "image": str(path)}
@@ -44,7 +46,7 @@ def save_picture(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> d
     except ModuleNotFoundError:
         note("hint: pip install 'wherry[image]' to see what was found on the picture")
         return answer
-    path = new_file(name, ".png")
+    path = new_file(name, ".png", folder)
     drawn.save(path)
     note(f"saved the picture with what was found as {path}")
     return _without_masks(answer)

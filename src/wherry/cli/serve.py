@@ -16,7 +16,7 @@ from cyclopts import Group, Parameter
 
 from wherry import settings as settings_module
 from wherry.cli.command import SERVER, command
-from wherry.cli.output import note
+from wherry.cli.output import UsageError, note
 from wherry.settings import Settings, load_settings
 
 SETTINGS = Group("Settings (flag > WHERRY_… variable > file)", sort_key=5)
@@ -81,6 +81,7 @@ def serve(
     *,
     config: Path | None = None,
     demo: bool = False,
+    every: Annotated[bool, Parameter(name="--all", negative="")] = False,
     once: bool = False,
     debug: bool = False,
     flags: Any = NO_FLAGS,
@@ -90,10 +91,13 @@ def serve(
     Args:
         config: TOML file with settings.
         demo: Serve a few small models at once, to try things with, and call each of them.
+        every: With --demo: a model for every task, too; half a gigabyte and some minutes.
         once: End after the demo's calls; the exit code tells whether every answer came.
         debug: Show the traceback of an error.
     """
     given = {name: value for name, value in vars(flags).items() if value is not None}
+    if every and not demo:
+        raise UsageError("--all is for the demo", hint="wherry serve --demo --all")
     settings = load_settings(given, file=config)
     from wherry.app import serve as run_server  # brings the server
 
@@ -101,7 +105,7 @@ def serve(
         return run_server(settings, on_ready=_announce)
     from wherry.cli.demo import Demo, quieted
 
-    tour = Demo(once=once)
+    tour = Demo(once=once, folder=settings.folder, is_full=every)
     status = run_server(quieted(settings, given), demo=True, on_ready=tour.start)
     return status or (tour.status if once else 0)
 
@@ -115,6 +119,7 @@ command(
     examples=[
         "wherry serve",
         "wherry serve --demo --port 8080",
+        "wherry serve --demo --all",
         "wherry serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem",
     ],
 )(serve)

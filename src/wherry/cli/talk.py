@@ -13,21 +13,20 @@ import msgspec
 from cyclopts import Parameter
 
 from wherry import errors
+from wherry.cli.answers import name_documents, print_answer
 from wherry.cli.command import DEFAULT, TALK, Common, DryRun, command
 from wherry.cli.deployments import find_deployment
+from wherry.cli.inputs import TEXT_SUFFIXES, find_file, read_input, read_inputs, read_text_file
 from wherry.cli.output import (
     note,
     print_error,
-    print_fields,
     print_json,
-    print_table,
     progress,
-    shorten,
     show,
     visible,
 )
 from wherry.cli.pictures import save_picture
-from wherry.cli.sound import SOUND_SUFFIXES, save_sound
+from wherry.cli.sound import save_sound
 from wherry.client.schema import Deployment
 
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ SEEING_TASK = "image-text-to-text"
 CHAT_TASKS = ("text-generation", SEEING_TASK)
 Question = str | list[dict[str, Any]]
 """Words, or words and pictures as OpenAI's API has them."""
-LONGEST_SAMPLE = 200
-LONGEST_PATH = 1024
-"""Characters: what is longer is no file's name."""
 FAREWELLS = ("/bye", "/exit", "/quit")
 
 
@@ -150,15 +146,17 @@ def _converse(
             f"{deployment.name!r} needs an input", hint=f'wherry run {deployment.name} "…"'
         )
     if not is_chat:
-        inputs = read_input(prompt, _sample(client, deployment))
+        inputs = read_inputs(words or [prompt], _sample(client, deployment), deployment.task)
         answer = _predict(client, deployment.name, inputs)
-        show(common, answer, lambda: print_prediction(_keep_files(answer, inputs, deployment.name)))
+        show(common, answer, lambda: _tell(answer, inputs, deployment.name))
         return
     chat = Chat(client, deployment.name, system, params)
     if not prompt:
         chat.loop()
         return
-    question = _with_pictures(words) if deployment.task == SEEING_TASK else prompt
+    question = (
+        _with_pictures(words) if deployment.task == SEEING_TASK else _spell_out(words, prompt)
+    )
     if common.output == "json":
         print_json(chat.ask(question))
     else:
@@ -176,8 +174,7 @@ def _with_pictures(words: Sequence[str]) -> Question:
     said: list[str] = []
     for word in words:
         kind = guess_type(word)[0] or ""
-        path = Path(word).expanduser()
-        if kind.startswith("image/") and len(word) < LONGEST_PATH and path.is_file():
+        if kind.startswith("image/") and (path := find_file(word)) is not None:
             url = picture_url(path.read_bytes(), kind)
             parts.append({"type": "image_url", "image_url": {"url": url}})
         else:
@@ -186,9 +183,19 @@ def _with_pictures(words: Sequence[str]) -> Question:
     return [*parts, {"type": "text", "text": text or QUESTION}] if parts else text
 
 
-def _keep_files(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> dict[str, Any]:
-    """The answer with its sound or picture in a file instead."""
-    return save_picture(save_sound(answer, name), inputs, name)
+def _spell_out(words: Sequence[str], prompt: str) -> str:
+    """The prompt with what is in the files of text that it names."""
+    files = [find_file(word) if Path(word).suffix in TEXT_SUFFIXES else None for word in words]
+    if not any(files):
+        return prompt
+    said = zip(words, files, strict=True)
+    return "\n\n".join(word if file is None else read_text_file(file) for word, file in said)
+
+
+def _tell(answer: dict[str, Any], inputs: dict[str, Any], name: str) -> None:
+    """Print an answer, its sound or picture kept in a file."""
+    kept = save_picture(save_sound(answer, name), inputs, name)
+    print_answer(name_documents(kept, inputs))
 
 
 def _predict(client: Client, deployment: str, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -208,62 +215,6 @@ def _sample(client: Client, deployment: Deployment) -> dict[str, Any]:
         return client.models.version(name, int(number)).card.sample
     except (errors.NotFound, errors.NotPermitted, errors.InvalidInput, ValueError):
         return {}
-
-
-def read_input(prompt: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """A prompt as `/predict` takes it: a JSON object as it is, a file's content, or a text."""
-    if prompt.lstrip().startswith("{"):
-        try:
-            return msgspec.json.decode(prompt, type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise errors.InvalidInput(f"the prompt is not valid JSON: {error}") from error
-    path = Path(prompt).expanduser()
-    if len(prompt) < LONGEST_PATH and path.is_file():
-        if path.suffix == ".json":
-            return read_input(path.read_text(encoding="utf-8"), sample)
-        if path.suffix == ".txt":
-            return {_field_of(sample, "text"): path.read_text(encoding="utf-8")}
-        usual = "audio" if path.suffix.lower() in SOUND_SUFFIXES else "image"
-        return {_field_of(sample, usual): path}
-    if "text" not in sample and sample:
-        if "image" in sample:
-            raise errors.InvalidInput(f"there is no file {prompt!r}", hint="give a picture's file")
-        raise errors.InvalidInput(
-            "this model does not take a text",
-            hint=f"its input looks like {shorten(msgspec.json.encode(sample).decode(), LONGEST_SAMPLE)}",
-        )
-    return {"text": prompt}
-
-
-def _field_of(sample: dict[str, Any], usual: str) -> str:
-    return next(iter(sample)) if len(sample) == 1 else usual
-
-
-def print_prediction(answer: dict[str, Any]) -> None:
-    """A prediction for people: its fields, and the best scores as a table."""
-    tables = {name: value for name, value in answer.items() if _is_scores(value)}
-    fields = {name: _short(value) for name, value in answer.items() if name not in tables}
-    print_fields(fields)
-    for scores in tables.values():
-        print()
-        print_table(("LABEL", "SCORE"), _best_scores(scores))
-
-
-def _is_scores(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(each, float) for each in value.values())
-    )
-
-
-def _best_scores(scores: dict[str, float], count: int = 5) -> list[tuple[str, str]]:
-    ranked = sorted(scores.items(), key=lambda item: -item[1])[:count]
-    return [(label, f"{score:.4f}") for label, score in ranked]
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 class Chat:
@@ -403,7 +354,7 @@ def predict(deployment: str, prompt: str, /, *, common: Common = DEFAULT) -> Non
             sample = _sample(client, found)
         inputs = read_input(prompt, sample)
         answer = _predict(client, deployment, inputs)
-    show(common, answer, lambda: print_prediction(_keep_files(answer, inputs, deployment)))
+    show(common, answer, lambda: _tell(answer, inputs, deployment))
 
 
 @command(

@@ -75,8 +75,18 @@ class AnthropicDoor:
         return [
             self._get("/v1/models", self.models, "Deployments this key may call", ModelPage),
             self._get("/v1/models/{name:path}", self.model, "One deployment", Model),
-            self._post("/v1/messages", self.messages, "The next message, streaming or not"),
-            self._post("/v1/messages/count_tokens", self.count, "Tokens of a prompt, not charged"),
+            self._post(
+                "/v1/messages",
+                self.messages,
+                "anthropic.messages",
+                "The next message, streaming or not",
+            ),
+            self._post(
+                "/v1/messages/count_tokens",
+                self.count,
+                "anthropic.count_tokens",
+                "Tokens of a prompt, not charged",
+            ),
         ]
 
     def _get(self, path: str, handler: Any, summary: str, answer: Any) -> Row:
@@ -92,8 +102,9 @@ class AnthropicDoor:
             with_header=ANTHROPIC_HEADER,
         )
 
-    def _post(self, path: str, handler: Any, summary: str) -> Row:
+    def _post(self, path: str, handler: Any, codec: str, summary: str) -> Row:
         return Row(
+            codec=codec,
             method="POST",
             path=path,
             permission="invoke",

@@ -92,13 +92,20 @@ class HuggingFaceDoor:
     def _rows_below(self, url: str) -> list[Row]:
         chat = "Chat with the deployment of the path, whatever the body calls it"
         return [
-            self._post(f"{url}/v1/chat/completions", self.chat, chat),
-            self._post(f"{url}/chat/completions", self.chat, chat),
+            self._post(f"{url}/v1/chat/completions", self.chat, chat, codec="openai.chat"),
+            self._post(f"{url}/chat/completions", self.chat, chat, codec="openai.chat"),
             self._get(f"{url}/health", self.health, "Whether a deployment can answer"),
             self._get(f"{url}/info", self.info, "What a deployment serves", EndpointInfo),
         ]
 
-    def _post(self, path: str, handler: Handler, summary: str, direct: Direct | None = None) -> Row:
+    def _post(
+        self,
+        path: str,
+        handler: Handler,
+        summary: str,
+        direct: Direct | None = None,
+        codec: str = TASK.codec,
+    ) -> Row:
         return Row(
             method="POST",
             path=path,
@@ -111,6 +118,7 @@ class HuggingFaceDoor:
             tag="huggingface",
             body_limit=self._gateway.settings.max_body_bytes,
             streams=True,
+            codec=codec,
             direct=direct,
         )
 

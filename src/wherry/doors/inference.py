@@ -81,6 +81,7 @@ class InferenceDoor:
             body_limit=limit,
             request=dict if handler == self.infer else None,
             answer=dict,
+            codec=INFER.codec if handler == self.infer else "",
             direct=INFER if handler == self.infer else None,
         )
 

@@ -34,6 +34,7 @@ class KserveV1Door:
                 answer=dict,
                 tag="kserve",
                 body_limit=self._gateway.settings.max_body_bytes,
+                codec=PREDICT.codec,
                 direct=PREDICT,
             )
         ]

@@ -51,6 +51,7 @@ class MlflowDoor:
             tag="mlflow",
             body_limit=self._gateway.settings.max_body_bytes,
             content_types=("application/json", "text/csv"),
+            codec=INVOCATIONS.codec,
             direct=direct,
         )
 

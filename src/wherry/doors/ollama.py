@@ -95,10 +95,14 @@ class OllamaDoor:
     def rows(self) -> list[Row]:
         """The table."""
         return [
-            self._post("/api/chat", self.chat, "Chat, streaming unless told not to"),
-            self._post("/api/generate", self.generate, "Answer or continue a text"),
-            self._post("/api/embed", self.embed, "Vectors of texts"),
-            self._post("/api/embeddings", self.embeddings, "The vector of a text"),
+            self._post("/api/chat", self.chat, "ollama.chat", "Chat, streaming unless told not to"),
+            self._post(
+                "/api/generate", self.generate, "ollama.generate", "Answer or continue a text"
+            ),
+            self._post("/api/embed", self.embed, "ollama.embed", "Vectors of texts"),
+            self._post(
+                "/api/embeddings", self.embeddings, "ollama.embeddings", "The vector of a text"
+            ),
             _row("POST", "/api/show", "any", self.show, "One deployment", has_body=True),
             _row("GET", "/api/tags", "any", self.tags, "Deployments this key may call here"),
             _row("GET", "/api/ps", "any", self.running, "Those that are loaded"),
@@ -110,7 +114,7 @@ class OllamaDoor:
             _row("DELETE", "/api/delete", "any", self.refuse, "Not served: says how"),
         ]
 
-    def _post(self, path: str, handler: Handler, summary: str) -> Row:
+    def _post(self, path: str, handler: Handler, codec: str, summary: str) -> Row:
         return Row(
             method="POST",
             path=path,
@@ -124,6 +128,7 @@ class OllamaDoor:
             body_limit=self._gateway.settings.max_body_bytes,
             streams="embed" not in path,
             stream_type=NDJSON,
+            codec=codec,
         )
 
     # ------------------------------------------------------------------ answers of models

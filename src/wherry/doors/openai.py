@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -57,10 +58,10 @@ class OpenAIDoor:
         return [
             self._get("/v1/models", self.models, "Deployments this key may call", ModelList),
             self._get("/v1/models/{name:path}", self.model, "One deployment", Model),
-            self._post("/v1/chat/completions", self.chat, "Chat, streaming or not"),
-            self._post("/v1/completions", self.completions, "Complete a text"),
-            self._post("/v1/embeddings", self.embeddings, "Vectors of texts"),
-            self._post("/v1/moderations", self.moderations, "Whether texts are harmful"),
+            self._post("/v1/chat/completions", "openai.chat", "Chat, streaming or not"),
+            self._post("/v1/completions", "openai.completions", "Complete a text"),
+            self._post("/v1/embeddings", "openai.embeddings", "Vectors of texts"),
+            self._post("/v1/moderations", "openai.moderations", "Whether texts are harmful"),
         ]
 
     def _get(self, path: str, handler: Any, summary: str, answer: Any) -> Row:
@@ -75,12 +76,12 @@ class OpenAIDoor:
             tag="openai",
         )
 
-    def _post(self, path: str, handler: Any, summary: str) -> Row:
+    def _post(self, path: str, codec: str, summary: str) -> Row:
         return Row(
             method="POST",
             path=path,
             permission="invoke",
-            handler=handler,
+            handler=partial(self._invoke, codec=codec),
             summary=summary,
             render=render_openai,
             request=dict,
@@ -89,6 +90,7 @@ class OpenAIDoor:
             body_limit=self._gateway.settings.max_body_bytes,
             content_types=JSON,
             streams=path.endswith("completions"),
+            codec=codec,
         )
 
     async def models(self, inquiry: Inquiry) -> Response:
@@ -101,22 +103,6 @@ class OpenAIDoor:
         name = inquiry.params["name"]
         deployment, _ = find_deployment(self._gateway.routes, inquiry.principal, name)
         return json_response(_model(deployment, name))
-
-    async def chat(self, inquiry: Inquiry) -> Response:
-        """Chat completion."""
-        return await self._invoke(inquiry, "openai.chat")
-
-    async def completions(self, inquiry: Inquiry) -> Response:
-        """Text completion."""
-        return await self._invoke(inquiry, "openai.completions")
-
-    async def embeddings(self, inquiry: Inquiry) -> Response:
-        """Embeddings."""
-        return await self._invoke(inquiry, "openai.embeddings")
-
-    async def moderations(self, inquiry: Inquiry) -> Response:
-        """Moderations."""
-        return await self._invoke(inquiry, "openai.moderations")
 
     async def _invoke(self, inquiry: Inquiry, codec: str) -> Response:
         body = await inquiry.body()

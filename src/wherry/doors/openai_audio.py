@@ -61,12 +61,22 @@ class OpenAIAudioDoor:
     def rows(self) -> list[Row]:
         """The table."""
         return [
-            self._row("transcriptions", self.transcribe, "Speech to text", FORM),
-            self._row("translations", self.translate, "Speech of any language to English", FORM),
-            self._row("speech", self.speak, "Text to speech", JSON),
+            self._row(
+                "transcriptions", self.transcribe, "openai.transcriptions", "Speech to text", FORM
+            ),
+            self._row(
+                "translations",
+                self.translate,
+                "openai.translations",
+                "Speech of any language to English",
+                FORM,
+            ),
+            self._row("speech", self.speak, "openai.speech", "Text to speech", JSON),
         ]
 
-    def _row(self, name: str, handler: Any, summary: str, content_types: tuple[str, ...]) -> Row:
+    def _row(
+        self, name: str, handler: Any, codec: str, summary: str, content_types: tuple[str, ...]
+    ) -> Row:
         return Row(
             method="POST",
             path=f"/v1/audio/{name}",
@@ -80,6 +90,7 @@ class OpenAIAudioDoor:
             body_limit=self._gateway.settings.max_body_bytes,
             content_types=content_types,
             streams=True,
+            codec=codec,
         )
 
     async def transcribe(self, inquiry: Inquiry) -> Response:

@@ -41,6 +41,7 @@ class OpenAIImagesDoor:
                 tag="openai",
                 body_limit=self._gateway.settings.max_body_bytes,
                 content_types=("application/json",),
+                codec="openai.images",
             )
         ]
 

@@ -89,8 +89,22 @@ class OpenAIResponsesDoor:
         """The table."""
         one, stored = "/v1/responses/{id}", StoredResponses(self._store, self._runs)
         return [
-            self._row("POST", "/v1/responses", self.create, "Answer, and keep the answer", dict),
-            self._row("POST", "/v1/responses/input_tokens", self.count, "Tokens of a prompt", dict),
+            self._row(
+                "POST",
+                "/v1/responses",
+                self.create,
+                "Answer, and keep the answer",
+                dict,
+                codec="openai.responses",
+            ),
+            self._row(
+                "POST",
+                "/v1/responses/input_tokens",
+                self.count,
+                "Tokens of a prompt",
+                dict,
+                codec="openai.responses.count",
+            ),
             self._row("GET", one, stored.retrieve, "A stored response"),
             self._row("DELETE", one, stored.delete, "Forget a stored response", answer=Deleted),
             self._row("POST", f"{one}/cancel", stored.cancel, "Stop a background response"),
@@ -107,6 +121,7 @@ class OpenAIResponsesDoor:
         summary: str,
         request: Any = None,
         answer: Any = dict,
+        codec: str = "",
     ) -> Row:
         return Row(
             method=method,
@@ -121,6 +136,7 @@ class OpenAIResponsesDoor:
             body_limit=self._gateway.settings.max_body_bytes,
             content_types=JSON if request else (),
             streams=path.endswith("/responses"),
+            codec=codec,
         )
 
     # ------------------------------------------------------------------ create

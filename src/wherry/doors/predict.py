@@ -36,6 +36,7 @@ class PredictDoor:
                 answer=dict,
                 tag="predict",
                 body_limit=self._gateway.settings.max_body_bytes,
+                codec=PREDICT.codec,
                 direct=PREDICT,
             )
         ]

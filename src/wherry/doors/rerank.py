@@ -43,12 +43,12 @@ class RerankDoor:
         """The table."""
         cohere = "Documents by relevance (Jina, Cohere)"
         return [
-            self._row("/v1/rerank", self.version_1, render_cohere, cohere),
-            self._row("/v2/rerank", self.version_2, render_cohere, cohere),
-            self._row("/rerank", self.tei, render_tei, "Texts by relevance (TEI)"),
+            self._row("/v1/rerank", self.version_1, "rerank.v1", render_cohere, cohere),
+            self._row("/v2/rerank", self.version_2, "rerank.v2", render_cohere, cohere),
+            self._row("/rerank", self.tei, "rerank.tei", render_tei, "Texts by relevance (TEI)"),
         ]
 
-    def _row(self, path: str, handler: Any, render: Renderer, summary: str) -> Row:
+    def _row(self, path: str, handler: Any, codec: str, render: Renderer, summary: str) -> Row:
         return Row(
             method="POST",
             path=path,
@@ -61,6 +61,7 @@ class RerankDoor:
             tag="rerank",
             body_limit=self._gateway.settings.max_body_bytes,
             content_types=("application/json",),
+            codec=codec,
         )
 
     async def version_1(self, inquiry: Inquiry) -> Response:

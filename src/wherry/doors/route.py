@@ -190,6 +190,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Whether lines of batches may name it, if it needs the scope `invoke`."""
     stream_type: str = "text/event-stream"
     """Media type of an answer that streams."""
+    codec: str = ""
+    """What reads its bodies, where models answer them: which tasks the row serves."""
     direct: Direct | None = None
     """Set where the handler only hands the body on; such rows have a fast lane."""
     with_header: str = ""

@@ -11,6 +11,7 @@ from tests.pictures import Served, file_of, open_photo
 from tests.real_models import photo, recipe_sources, run_recipe
 
 from wherry.errors import InvalidInput
+from wherry.learning.convert.torch_weights import read_torch_weights
 from wherry.learning.recipes.catalog import find_recipe
 from wherry.models.bundle import Bundle
 from wherry.models.registry.catalog import catalog
@@ -24,7 +25,14 @@ from wherry.learning.recipes.efficientnet_lite import (  # noqa: E402 - after im
     write_network,
 )
 
-CONVERTED = ("centerface", "efficientnet-lite0", "nanodet", "selfie", "digit-pictures")
+CONVERTED = (
+    "centerface",
+    "efficientnet-lite0",
+    "photo-vectors",
+    "nanodet",
+    "selfie",
+    "digit-pictures",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,29 @@ def test_photos_are_named(classifier: Served) -> None:
     cat = classifier.ask(image=photo("chelsea").read_bytes())
     assert {*list(cat["scores"])[:2]} == {"tiger cat", "Egyptian cat"}
     assert sum(list(cat["scores"].values())[:3]) > 0.85
+
+
+def test_vectors_are_what_the_classifier_decides_by(bundle: Bundle, tmp_path: Path) -> None:
+    run_recipe("photo-vectors", tmp_path)
+    weights = read_torch_weights(recipe_sources(EFFICIENTNET_LITE0)[WEIGHTS])
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
+    logits, vectors = (
+        onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"image": pixels})[0]
+        for folder in (bundle.folder, tmp_path)
+    )
+    assert vectors.shape == (2, 1280)
+    expected = vectors @ weights["_fc.weight"].T + weights["_fc.bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)  # the order of float32 sums
+
+
+def test_a_mirrored_photo_is_nearer_than_another(tmp_path: Path) -> None:
+    model = Served(run_recipe("photo-vectors", tmp_path))
+    cat = open_photo(photo("chelsea"))
+    mirrored = cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pictures = [file_of(cat), file_of(mirrored), photo("coffee").read_bytes()]
+    one, same, other = (np.array(model.ask(image=each)["embedding"]) for each in pictures)
+    assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
+    assert one @ same > 0.8 > one @ other
 
 
 def test_few_of_a_thousand_scores_are_shown_and_all_are_tensors(classifier: Served) -> None:

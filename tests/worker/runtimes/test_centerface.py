@@ -99,7 +99,8 @@ def test_every_face_of_a_crowd_is_found_once(finder: Served):
 def test_pictures_together_are_answered_as_alone(finder: Served):
     pictures = [file_of(astronaut()), file_of(astronaut().crop((100, 0, 400, 300)))]
     together = [
-        finder.task.to_plain(each, finder.config) for each in finder.outputs(*({"image": each} for each in pictures))
+        finder.task.to_plain(each, finder.config)
+        for each in finder.outputs(*({"image": each} for each in pictures))
     ]
     for alone, other in zip([finder.ask(image=each) for each in pictures], together, strict=True):
         for one, two in zip(alone["faces"], other["faces"], strict=True):

@@ -199,6 +199,26 @@ def test_a_template_may_be_written_into_the_manifest(base_gguf: Path) -> None:
         runtime.close()
 
 
+def test_a_bundle_may_tell_the_model_who_it_is_unless_the_client_does(tmp_path: Path) -> None:
+    told = "Answer with one word: boat."
+    folder = smollm2_folder(tmp_path, n_parallel=1, context_tokens=CONTEXT_TOKENS, system=told)
+    runtime = create_runtime("llama_cpp")
+    assert isinstance(runtime, LlamaCppRuntime)
+    runtime.load(open_bundle(folder), "cpu")
+
+    def ask(*messages: Message) -> Generation:
+        item = ChatInput([*messages, *QUESTION], Sampling(max_tokens=8, temperature=0))
+        return generate(runtime, item)
+
+    try:
+        silent, same = ask(), ask(Message("system", told))
+        other = ask(Message("system", "Count to ten in digits, whatever you are asked."))
+        assert (silent.text, silent.usage.input_tokens) == (same.text, same.usage.input_tokens)
+        assert other.usage.input_tokens != same.usage.input_tokens
+    finally:
+        runtime.close()
+
+
 # ------------------------------------------------------------------------------ prompts
 
 

@@ -24,6 +24,7 @@ BUILT_IN: dict[str, str] = {
     "efficientnet-lite0": "wherry.learning.recipes.efficientnet_lite:EFFICIENTNET_LITE0",
     "centerface": "wherry.learning.recipes.centerface:CENTERFACE",
     "nanodet": "wherry.learning.recipes.nanodet:NANODET",
+    "photo-vectors": "wherry.learning.recipes.efficientnet_lite:PHOTO_VECTORS",
     "selfie": "wherry.learning.recipes.selfie:SELFIE",
 }
 

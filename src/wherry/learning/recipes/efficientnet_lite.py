@@ -1,5 +1,8 @@
 # pyright: standard
-"""The recipe `efficientnet-lite0`: ImageNet's thousand classes, written as ONNX without torch.
+"""The recipes `efficientnet-lite0` and `photo-vectors`: one network, written as ONNX without torch.
+
+The first tells ImageNet's thousand classes, the second is what the network has before its last layer:
+a vector of the whole picture.
 
 The weights are Google's, in a file of torch. The network is rebuilt here node by node: seven stages
 of inverted residual blocks, each convolution with the batch normalisation behind it folded in.
@@ -27,6 +30,19 @@ SIDE = 224
 EPSILON = 1e-3
 """What batch normalisation adds to the variance."""
 CLASSES = 1000
+CHANNELS = 1280
+"""Length of the vector before the last layer."""
+
+PREPROCESSING: Mapping[str, Any] = {
+    "image_size": [SIDE, SIDE],
+    "image_fit": "crop",
+    "crop_scale": 0.875,
+    "resample": "bicubic",
+    "pixel_scale": 1.0,
+    "mean": [127.0],
+    "std": [128.0],
+    "layout": "NCHW",
+}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -84,6 +100,34 @@ class EfficientNetRecipe:
 EFFICIENTNET_LITE0 = EfficientNetRecipe()
 
 
+class PhotoVectorsRecipe:
+    """The same without its last layer: pictures that look alike have vectors that are near."""
+
+    name = "photo-vectors"
+    summary = "photos as vectors, for likeness and search (converted from torch, seconds)"
+    parameters = Parameters
+    sources: Mapping[str, str] = {WEIGHTS: EfficientNetRecipe.sources[WEIGHTS]}
+
+    def run(
+        self,
+        parameters: Parameters,
+        sources: Mapping[str, Path],
+        target: Path,
+        progress: Progress,
+    ) -> Manifest:
+        """Read the weights, write the graph."""
+        progress("reading", 0, 2)
+        weights = read_torch_weights(sources[WEIGHTS])
+        progress("writing", 1, 2)
+        write_network(weights, target / FILE, has_head=False)
+        manifest = write_manifest(target, describe_vectors())
+        progress("done", 2, 2)
+        return manifest
+
+
+PHOTO_VECTORS = PhotoVectorsRecipe()
+
+
 def read_labels(path: Path) -> tuple[str, ...]:
     """Names by class number, each once: there are two cranes."""
     by_number = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
@@ -93,8 +137,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
     )
 
 
-def write_network(weights: Mapping[str, Array], path: Path) -> None:
+def write_network(weights: Mapping[str, Array], path: Path, *, has_head: bool = True) -> None:
     """The network as ONNX: `image` FP32 [n, 3, 224, 224] to `logits` FP32 [n, 1000].
+
+    Without its head, to `image_embeds` FP32 [n, 1280].
 
     Raises:
         InvalidInput: the weights are of another network.
@@ -102,8 +148,13 @@ def write_network(weights: Mapping[str, Array], path: Path) -> None:
     try:
         network = _Network(weights)
         picture = network.writer.input("image", ("n", 3, SIDE, SIDE))
-        network.add_head(network.add_blocks(network.add_stem(picture)))
-        network.writer.output("logits", ("n", CLASSES))
+        seen = network.add_blocks(network.add_stem(picture))
+        if has_head:
+            network.add_head(network.add_pool(seen))
+            network.writer.output("logits", ("n", CLASSES))
+        else:
+            network.add_pool(seen, output="image_embeds")
+            network.writer.output("image_embeds", ("n", CHANNELS))
     except KeyError as error:
         raise InvalidInput(
             f"the weights have no {error}: they are not EfficientNet-Lite0's"
@@ -149,10 +200,14 @@ class _Network:
         channels_in = first.shape[1] if wide in self._weights else first.shape[0]
         return stride == 1 and channels_in == len(self._weights[f"{name}_project_conv.weight"])
 
-    def add_head(self, value: str) -> str:
-        """The last convolution, the mean of each channel, and a score a class."""
+    def add_pool(self, value: str, output: str = "") -> str:
+        """The last convolution, and the mean of each channel."""
         value = self._clip(self._convolve(value, "_conv_head", "_bn1"))
-        pooled = self.writer.node("Flatten", self.writer.node("GlobalAveragePool", value))
+        pooled = self.writer.node("GlobalAveragePool", value)
+        return self.writer.node("Flatten", pooled, output=output)
+
+    def add_head(self, pooled: str) -> str:
+        """A score a class."""
         matrix = self.writer.constant(self._weights["_fc.weight"])
         bias = self.writer.constant(self._weights["_fc.bias"])
         return self.writer.node("Gemm", pooled, matrix, bias, output="logits", transB=1)
@@ -198,16 +253,20 @@ def describe_model(labels: tuple[str, ...]) -> Manifest:
         "class for: it names one all the same",
         labels=labels,
         files=(FILE,),
-        options={
-            "image_size": [SIDE, SIDE],
-            "image_fit": "crop",
-            "crop_scale": 0.875,
-            "resample": "bicubic",
-            "pixel_scale": 1.0,
-            "mean": [127.0],
-            "std": [128.0],
-            "layout": "NCHW",
-            "function": "softmax",
-            "top_k": 5,
-        },
+        options={**PREPROCESSING, "function": "softmax", "top_k": 5},
+    )
+
+
+def describe_vectors() -> Manifest:
+    """The manifest of the network without its last layer."""
+    return Manifest(
+        task="image-feature-extraction",
+        runtime="onnx",
+        description="EfficientNet-Lite0 without its last layer: photos as vectors of 1 280 numbers.",
+        licence="Apache-2.0",
+        source="recipe:photo-vectors",
+        good_at="finding photos of the same kind of thing, and near copies",
+        bad_at="faces, text and drawings; it has no vectors of texts",
+        files=(FILE,),
+        options={**PREPROCESSING, "dimensions": CHANNELS, "normalise": True},
     )

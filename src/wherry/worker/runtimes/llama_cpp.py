@@ -83,6 +83,7 @@ class LlamaCppRuntime:
             has_guidance=has_guidance(),
             temperature=options.temperature,
             top_p=options.top_p,
+            system=options.system,
             has_template=gguf.has_chat_template or bool(options.chat_template),
             stops=stops_of(options.chat_template),
         )

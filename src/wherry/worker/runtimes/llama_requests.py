@@ -16,6 +16,7 @@ from wherry.models.tasks.generation import (
     ChatInput,
     CompletionInput,
     GenerationInput,
+    Message,
     Sampling,
     check_json_size,
 )
@@ -54,6 +55,8 @@ class LlamaFacts(msgspec.Struct, frozen=True):
     """Built with the llguidance engine (all wheels of ours on Linux are)."""
     temperature: float | None = None
     top_p: float | None = None
+    system: str = ""
+    """For conversations that have no system message."""
     has_template: bool = True
     """Whether the model says how a conversation is written, or its bundle does."""
     stops: tuple[str, ...] = ()
@@ -108,6 +111,14 @@ def build_request(
     return request
 
 
+def _with_system(item: ChatInput, facts: LlamaFacts) -> ChatInput:
+    """The conversation, begun with the bundle's system message if it has none."""
+    if not facts.system or any(message.role == "system" for message in item.messages):
+        return item
+    messages = [Message("system", facts.system), *item.messages]
+    return msgspec.structs.replace(item, messages=messages)
+
+
 def _build_chat(
     item: ChatInput, facts: LlamaFacts, neutralise: Neutraliser, pictures: Sequence[str]
 ) -> LlamaRequest:
@@ -118,6 +129,7 @@ def _build_chat(
             "of the bundle, or a template's text",
             param="messages",
         )
+    item = _with_system(item, facts)
     _refuse_overlong(_characters_of(item), facts)
     reader: AnswerReader = TextReader()
     schema: Schema | None = None

@@ -54,6 +54,8 @@ class LlamaOptions(msgspec.Struct, frozen=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     """For requests that name none."""
+    system: str = ""
+    """What the model is told before a conversation that has no system message of its own."""
 
 
 class LlamaServer:
