@@ -11,7 +11,14 @@ import msgspec
 
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
-from wherry.models.registry import huggingface, python_code, skops_schema, whisper
+from wherry.models.registry import (
+    class_names,
+    huggingface,
+    python_code,
+    skops_schema,
+    tflite_metadata,
+    whisper,
+)
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust import spacy_folder
@@ -98,6 +105,7 @@ def detect(
         manifest = read_manifest(folder / MANIFEST)
     else:
         manifest = _detect_kind(folder, paths, wishes, allow_code=allow_code)
+        manifest = _name_classes(folder, paths, manifest)
     manifest = _apply_wishes(manifest, wishes)
     check_manifest(manifest, paths)
     _check_content(folder, manifest, paths, allow_code=allow_code, allow_pickle=allow_pickle)
@@ -139,7 +147,6 @@ def _detect_kind(
     entry = python_code.find_entry(folder, by_suffix.get(".py", []), wishes.options)
     if entry is not None:
         return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
-    _refuse_stray_code(by_suffix.get(".py", []))
     if spacy_folder.CONFIG in paths and (parts := spacy_folder.pipeline_files(paths)):
         files = (spacy_folder.CONFIG, *(path for path in parts if path != spacy_folder.CONFIG))
         return Manifest(wishes.task or "token-classification", "spacy", files=files)
@@ -152,7 +159,7 @@ def _detect_kind(
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):
-        return Manifest(wishes.task or "tensor", "tflite", files=(_choose_only(tflite),))
+        return _detect_tflite(folder, _choose_only(tflite), wishes)
     if SAVED_MODEL in paths:
         return _detect_saved_model(paths, wishes)
     for runtime, suffixes in GRAPH_SUFFIXES.items():
@@ -169,6 +176,7 @@ def _detect_kind(
             files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
             options=huggingface.static_options(folder, table),
         )
+    _refuse_stray_code(by_suffix.get(".py", []))
     raise InvalidInput(
         f"no model was found; the folder holds {_list_some(paths)}",
         hint=_explain_missing(by_suffix),
@@ -229,6 +237,8 @@ def _signature_for(task: str, model: OnnxModel) -> Signature:
 
 
 def _classes_for(task: str, model: OnnxModel) -> tuple[str, ...]:
+    if task in class_names.NAMED_TASKS:
+        return class_names.names_in_metadata(model.metadata)
     return model.classes if task == "tabular-classification" else ()
 
 
@@ -308,12 +318,30 @@ def _choose_gguf(found: Sequence[str]) -> tuple[str, ...]:
     return tuple(expected)
 
 
+def _detect_tflite(folder: Path, main: str, wishes: Wishes) -> Manifest:
+    """The graph's own tensors, or a task of pictures with what the file says of itself."""
+    task = wishes.task or "tensor"
+    if task not in class_names.NAMED_TASKS:
+        return Manifest(task, "tflite", files=(main,))
+    said = tflite_metadata.read_metadata(folder / main)
+    return Manifest(task, "tflite", labels=said.labels, files=(main,), options=said.options)
+
+
+def _name_classes(folder: Path, paths: Sequence[str], manifest: Manifest) -> Manifest:
+    """With the names that a file beside the model has, where the model has none itself."""
+    if manifest.labels or manifest.task not in class_names.NAMED_TASKS:
+        return manifest
+    labels = class_names.find_names_file(folder, paths, manifest.files[0])
+    return msgspec.structs.replace(manifest, labels=labels)
+
+
 def _refuse_stray_code(found: Sequence[str]) -> None:
+    """Code beside a model, such as a package's own, is left out; alone it is not a model."""
     if found:
         raise FormatNotAllowed(
-            f"the folder holds Python code ({_list_some(found)}) but no class Model",
-            hint="remove the code if the model runs without it; else write model.py with a class "
-            "Model that has a method predict",
+            f"the folder holds Python code ({_list_some(found)}) but no class Model, and no model "
+            "that runs without code",
+            hint="write model.py with a class Model that has a method predict",
         )
 
 

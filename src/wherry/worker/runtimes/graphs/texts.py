@@ -223,7 +223,7 @@ class TextClassifier(TextModel):
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
         super().__init__(open_graph, bundle)
-        self.head = ScoreHead(bundle, self.trial_row)
+        self.head = ScoreHead(bundle, self.trial_row, self.output)
 
     def pool(self, found: Array, mask: Array) -> Array:
         """Logits are one row a text already."""
