@@ -22,6 +22,7 @@ from wherry.models.registry import (
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust import spacy_folder
+from wherry.models.trust.boosters import is_booster, read_booster
 from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
 from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
 from wherry.models.trust.gguf import check_gguf
@@ -55,15 +56,20 @@ RUNTIME_FORMATS = {
     "torch": {"torchscript", "torch-export"},
     "keras": {"keras", "hdf5"},
     "tensorflow": {"saved-model"},
+    "xgboost": {"xgboost"},
+    "lightgbm": {"lightgbm"},
 }
 """Runtime → formats that its main file may have; other runtimes open what they like."""
 
 GRAPH_SUFFIXES = {"torch": (".pt2", ".pt"), "keras": (".keras", ".h5", ".hdf5")}
 """Runtimes whose file says all that is needed, and how their files are called."""
 
+BOOSTER_SUFFIXES = (".json", ".ubj", ".txt", ".model", ".lgb")
+"""How XGBoost's and LightGBM's files are mostly called; their content decides."""
+
 SUPPORTED = (
-    "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; a SavedModel; a "
-    "Hugging Face folder with tokenizer.json and model.onnx; a spaCy pipeline; a Whisper folder with "
+    "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; trees of XGBoost "
+    "(.json, .ubj) or LightGBM (.txt); a SavedModel; a Hugging Face folder with tokenizer.json and model.onnx; a spaCy pipeline; a Whisper folder with "
     "model.bin (CTranslate2) and tokenizer.json; model.py with a class Model; or a folder with "
     "wherry.toml"
 )
@@ -176,6 +182,9 @@ def _detect_kind(
             files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
             options=huggingface.static_options(folder, table),
         )
+    claimed = [path for suffix in BOOSTER_SUFFIXES for path in by_suffix.get(suffix, [])]
+    if boosters := [path for path in claimed if _is_booster(folder / path)]:
+        return _detect_booster(folder, _choose_only(boosters), wishes)
     _refuse_stray_code(by_suffix.get(".py", []))
     raise InvalidInput(
         f"no model was found; the folder holds {_list_some(paths)}",
@@ -325,6 +334,21 @@ def _detect_tflite(folder: Path, main: str, wishes: Wishes) -> Manifest:
         return Manifest(task, "tflite", files=(main,))
     said = tflite_metadata.read_metadata(folder / main)
     return Manifest(task, "tflite", labels=said.labels, files=(main,), options=said.options)
+
+
+def _is_booster(path: Path) -> bool:
+    with open_regular(path) as file:
+        return is_booster(file.read(32))
+
+
+def _detect_booster(folder: Path, main: str, wishes: Wishes) -> Manifest:
+    """Trees, with the columns that they were trained on: any value may be missing."""
+    facts = read_booster(folder / main)
+    task = wishes.task or facts.task
+    names = facts.features if task.startswith("tabular") else ()
+    columns = [{"name": name, "required": False} for name in names]
+    options = {"columns": columns} if columns else {}
+    return Manifest(task, facts.runtime, files=(main,), options=options)
 
 
 def _name_classes(folder: Path, paths: Sequence[str], manifest: Manifest) -> Manifest:
