@@ -384,11 +384,25 @@ def test_python_that_is_none_is_refused(tmp_path: Path, code: Any):
         detect(fill(tmp_path, {"model.py": code}), allow_code=True)
 
 
-def test_code_beside_a_model_is_refused(tmp_path: Path):
-    fill(tmp_path, {"net.onnx": onnx_bytes(), "train.py": "print('hi')"})
+def test_a_packages_own_code_beside_a_model_is_left_out(tmp_path: Path):
+    fill(tmp_path, {"net.onnx": onnx_bytes(), "__init__.py": "", "train.py": "print('hi')"})
     for allow_code in (False, True):
-        with pytest.raises(FormatNotAllowed, match=r"train\.py"):
-            detect(tmp_path, allow_code=allow_code)
+        manifest = detect(tmp_path, allow_code=allow_code)
+        assert manifest.runtime == "onnx"
+        assert stored_paths(manifest, ["net.onnx", "train.py"]) == ["net.onnx"]
+
+
+def test_code_alone_is_no_model(tmp_path: Path):
+    fill(tmp_path, {"train.py": "print('hi')", "weights.npz": b"PK"})
+    with pytest.raises(FormatNotAllowed, match=r"train\.py"):
+        detect(tmp_path, allow_code=True)
+
+
+def test_labels_lie_beside_a_model_of_pictures(tmp_path: Path):
+    fill(tmp_path, {"net.onnx": onnx_bytes(), "labels.txt": "cat\ndog\n"})
+    assert detect(tmp_path, task="image-classification").labels == ("cat", "dog")
+    assert detect(tmp_path, task="image-classification", labels=["a", "b"]).labels == ("a", "b")
+    assert detect(tmp_path).labels == ()
 
 
 # ------------------------------------------------------------------------------ wherry.toml

@@ -23,8 +23,8 @@ class LightgbmRuntime(BoosterRuntime):
     def open_trees(self, path: Path) -> Graph:
         """See `BoosterRuntime.open_trees`."""
         try:
-            booster = lightgbm.Booster(params={"num_threads": 1}, model_file=path)
-        except lightgbm.basic.LightGBMError as error:
+            booster = lightgbm.Booster(model_file=path)
+        except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:  # of its own message
             raise FormatNotAllowed(
                 f"{path.name!r} cannot be opened as a LightGBM model",
                 hint="save it again with Booster.save_model",
@@ -37,7 +37,7 @@ class LightgbmGraph(BoosterGraph):
 
     def __init__(self, booster: lightgbm.Booster, file_name: str) -> None:
         self._booster = booster
-        trial = np.asarray(booster.predict(np.zeros((1, booster.num_feature()))))
+        trial = np.asarray(booster.predict(np.zeros((1, booster.num_feature())), num_threads=1))
         objective = str(booster.dump_model(num_iteration=1).get("objective", "")).split(" ")[0]
         gives_labels = objective in ("binary", "multiclass", "multiclassova")
         output = "probabilities" if gives_labels else "value"
