@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import real_models
+from tests import real_models, tiny_translators
 
 from wherry.errors import InvalidInput
 from wherry.learning.recipes.catalog import find_recipe
@@ -222,6 +222,27 @@ def make_plugin(folder: Path) -> Case:
     return Case(open_bundle(folder), [{"X": [1.0]}, {"X": [2.0]}], {"Z": [1.0]})
 
 
+def make_translator(folder: Path) -> Case:
+    pytest.importorskip("ctranslate2", reason="pip install 'wherry[ctranslate2]'")
+    tiny_translators.write_ctranslate2(folder, seed=5)
+    tiny_translators.write_tokenizer(folder)
+    write(folder, Manifest(task="translation", runtime="ctranslate2", files=("model.bin",)))
+    good = [{"text": each, "max_tokens": 8} for each in tiny_translators.SENTENCES[:2]]
+    return Case(open_bundle(folder), good, {"text": " "})
+
+
+def make_pair(folder: Path) -> Case:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    tiny_translators.write_onnx_pair(folder, "merged", seed=194)
+    tiny_translators.write_tokenizer(folder)
+    tiny_translators.write_generation_config(folder)
+    files = ("encoder_model.onnx", "decoder_model_merged.onnx")
+    write(folder, Manifest(task="summarization", runtime="onnx", files=files))
+    good = [{"text": each, "max_tokens": 8} for each in tiny_translators.SENTENCES[:2]]
+    return Case(open_bundle(folder), good, {"text": ""})
+
+
 def write(folder: Path, manifest: Manifest) -> None:
     (folder / "wherry.toml").write_text(encode_manifest(manifest))
 
@@ -258,6 +279,8 @@ BATCH_CASES: dict[str, MakeCase] = {
         {"prompt": "seven", "seed": 1},
         {"prompt": "nine", "seed": 2},
     ),
+    "ctranslate2": make_translator,
+    "onnx seq2seq": make_pair,
     "plugin": make_plugin,
 }
 
@@ -397,6 +420,7 @@ def test_every_built_in_runtime_is_named_in_the_suite():
     from wherry.worker.runtimes.catalog import BUILT_IN
 
     covered = {
+        "ctranslate2",
         "forecaster",
         "sklearn",
         "python_class",
@@ -407,6 +431,8 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "static_embeddings",
     }
     elsewhere = {
+        "apertium",
+        "transformers",
         "upstream",
         "python_stream",
         "faster_whisper",

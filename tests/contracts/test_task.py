@@ -31,6 +31,7 @@ from wherry.models.tasks.tensor import TensorOutput
 from wherry.models.tasks.text import Embedding
 from wherry.models.tasks.text_pair import PairScore
 from wherry.models.tasks.text_to_image import Picture
+from wherry.models.tasks.text_to_text import TextToTextOutput
 from wherry.models.tasks.token_classification import Entities, Entity
 from wherry.models.tasks.zero_shot_classification import Entailment
 
@@ -193,6 +194,18 @@ CASES: dict[str, Case] = {
             Recommendation(items=[Recommended("a", 2.0), Recommended("b", 1.0)], basis="user"),
             Recommendation(items=[], basis="popularity"),
         ],
+    ),
+    "summarization": Case(
+        TaskConfig(),
+        {"text": "a long day", "max_tokens": 3},
+        texts("a long day", "a storm"),
+        [TextToTextOutput(text="a day"), TextToTextOutput(text="rain")],
+    ),
+    "translation": Case(
+        TaskConfig(),
+        {"text": "a calm day", "target_language": "fr"},
+        texts("a calm day", "a storm"),
+        [TextToTextOutput(text="jour calme"), TextToTextOutput(text="orage")],
     ),
     "automatic-speech-recognition": Case(
         TaskConfig(),

@@ -30,7 +30,7 @@ bundle, scratch, private, outside, port, parent = sys.argv[1:]
 os.chdir(scratch)
 sandbox = confine(Cage(
     python=Path(sys.executable), bundle=Path(bundle), scratch=Path(scratch),
-    private=Path(private), programs=True,
+    private=Path(private), server=True,
 ))
 seal(sandbox)
 could = {}

@@ -75,7 +75,59 @@ def static(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder, {"text": "A boat on the river."}
 
 
-@pytest.mark.parametrize("make", [iris, minilm, smollm2, spacy, static])
+def translator(folder: Path) -> tuple[Path, dict[str, Any]]:
+    pytest.importorskip("ctranslate2", reason="pip install 'wherry[ctranslate2]'")
+    from tests.tiny_translators import write_ctranslate2, write_tokenizer
+
+    folder.mkdir()
+    write_ctranslate2(folder)
+    write_tokenizer(folder)
+    manifest = Manifest(task="translation", runtime="ctranslate2", files=("model.bin",))
+    (folder / MANIFEST).write_text(encode_manifest(manifest))
+    return folder, {"text": "the old cat", "max_tokens": 8}
+
+
+def rules(folder: Path) -> tuple[Path, dict[str, Any]]:
+    from wherry.worker.runtimes.apertium import MODES
+
+    if not (MODES / "eng-spa.mode").is_file():
+        pytest.skip("apt-get install apertium-eng-spa")
+    folder.mkdir()
+    manifest = Manifest(task="translation", runtime="apertium", options={"pair": "eng-spa"})
+    (folder / MANIFEST).write_text(encode_manifest(manifest))
+    return folder, {"text": "The house is green."}
+
+
+def torch_encoder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    pytest.importorskip("transformers", reason="pip install 'wherry[transformers]'")
+    from tests.tiny_transformers import write_encoder
+
+    folder.mkdir()
+    write_encoder(folder)
+    files = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+    manifest = Manifest(task="feature-extraction", runtime="transformers", files=files)
+    (folder / MANIFEST).write_text(encode_manifest(manifest))
+    return folder, {"text": "the old cat"}
+
+
+def torch_writer(folder: Path) -> tuple[Path, dict[str, Any]]:
+    pytest.importorskip("transformers", reason="pip install 'wherry[transformers]'")
+    from tests.tiny_transformers import TEMPLATE, write_llama
+
+    folder.mkdir()
+    write_llama(folder, template=TEMPLATE)
+    manifest = Manifest(
+        task="text-generation", runtime="transformers", files=("model.safetensors",)
+    )
+    (folder / MANIFEST).write_text(encode_manifest(manifest))
+    message = {"role": "user", "content": "Say hello."}
+    return folder, {"messages": [message], "temperature": 0, "max_tokens": 8}
+
+
+MAKERS = [iris, minilm, smollm2, spacy, static, translator, rules, torch_encoder, torch_writer]
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_framework_answers_the_same_in_the_sandbox(tmp_path: Path, make: Any):
     bundle, question = make(tmp_path / "bundle")
     runtime = {
@@ -84,6 +136,10 @@ def test_a_framework_answers_the_same_in_the_sandbox(tmp_path: Path, make: Any):
         smollm2: "llama_cpp",
         spacy: "spacy",
         static: "static_embeddings",
+        translator: "ctranslate2",
+        rules: "apertium",
+        torch_encoder: "transformers",
+        torch_writer: "transformers",
     }[make]
 
     async def ask(plane: DataPlane, sandbox: str) -> bytes:

@@ -43,13 +43,34 @@ def machine(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def make_program(monkeypatch: pytest.MonkeyPatch, machine: str, *, unix_sockets: bool) -> bytes:
+def make_program(
+    monkeypatch: pytest.MonkeyPatch, machine: str, *, unix_sockets: bool, programs: bool = False
+) -> bytes:
     made: list[bytes] = []
     assemble = seccomp.assemble
     monkeypatch.setattr(seccomp, "assemble", lambda rules: assemble(rules, machine))
-    monkeypatch.setattr(seccomp, "install", made.append)
-    seccomp.confine(PID, unix_sockets=unix_sockets)
-    return made[0]
+    monkeypatch.setattr(seccomp, "install", lambda program, **_: made.append(program))
+    seccomp.confine(PID, unix_sockets=unix_sockets, programs=programs)
+    if programs:
+        seccomp.refuse_programs()
+    return made[-1] if programs else made[0]
+
+
+def test_what_starts_programs_while_it_loads_starts_none_afterwards(
+    monkeypatch: pytest.MonkeyPatch, machine: str
+):
+    sealed = make_program(monkeypatch, machine, unix_sockets=False, programs=True)
+    column, architecture = COLUMN[machine]
+
+    def answer(name: str, *arguments: int) -> int:
+        return decide(sealed, architecture, NUMBERS[name][column], *arguments)
+
+    assert answer("execve") == EPERM
+    assert answer("clone", 17) == EPERM
+    assert answer("clone", 0x3D0F00) == seccomp.ALLOW, "a thread as glibc makes it"
+    for name in ("fork", "vfork"):
+        if NUMBERS[name][column] >= 0:
+            assert answer(name) == EPERM
 
 
 @pytest.mark.parametrize("unix_sockets", [False, True])
@@ -97,7 +118,7 @@ def test_a_runtime_that_is_a_server_may_start_programs_and_talk_and_no_more(
     assemble = seccomp.assemble
     monkeypatch.setattr(seccomp, "assemble", lambda rules: assemble(rules, machine))
     monkeypatch.setattr(seccomp, "install", made.append)
-    seccomp.confine_programs()
+    seccomp.confine_server()
 
     def answer(name: str, *arguments: int) -> int:
         return decide(made[0], MACHINES[machine], NUMBERS[name][COLUMN[machine][0]], *arguments)

@@ -29,7 +29,7 @@ TASK = Direct(
 )
 DEFAULT_NEW_TOKENS = 100
 """Reserved for an answer whose request names no maximum: the codec's default."""
-GENERATION_TASKS = frozenset({"text-generation"})
+GENERATION_TASKS = frozenset({"text-generation", "image-text-to-text"})
 """Tasks whose answers may come in events: of their bodies the gateway reads a little."""
 EMBEDDER_TASKS = frozenset(
     {"feature-extraction", "sentence-similarity", "text-ranking", "zero-shot-classification"}

@@ -19,7 +19,7 @@ from wherry.jobs.work import Failed
 from wherry.settings import current_environment
 
 CHECK_SECONDS = 60
-extra_of_package = {"onnx": "convert"}
+extra_of_package = {"onnx": "convert", "torch": "transformers", "transformers": "transformers"}
 """Packages of recipes that the extra `demo` does not have → the extra that has them."""
 
 

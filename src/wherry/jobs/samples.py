@@ -39,7 +39,7 @@ def make_sample(manifest: Manifest) -> dict[str, Any] | None:
     if manifest.task == "time-series-forecasting":
         return _make_series(manifest)
     if manifest.task != "tensor" and inputs and all(map(_is_text, inputs)):
-        return {spec.name: "hello" for spec in inputs}
+        return {spec.name: "hello" for spec in inputs} | _languages(manifest)
     if media_of(find_task(manifest.task)) == "image":
         sample: dict[str, Any] = {"image": _grey_png(*_image_size(manifest.options))}
         if any(spec.name == "candidate_labels" for spec in inputs):
@@ -57,6 +57,17 @@ def resize_sample(sample: Mapping[str, Any], refusal: str) -> dict[str, Any] | N
         return None
     width = int(found[1])
     return {"row": [0.0] * width} if 0 < width != len(sample["row"]) else None
+
+
+def _languages(manifest: Manifest) -> dict[str, Any]:
+    """Of a translator that must be told: two that it knows."""
+    codes = manifest.options.get("language_codes")
+    if manifest.task != "translation" or not isinstance(codes, dict) or not codes:
+        return {}
+    known = list(codes)
+    wanted = {"source_language": known[0], "target_language": known[-1]}
+    stated = {name: tag for name in wanted if (tag := manifest.options.get(name))}
+    return {**wanted, **stated}
 
 
 def _is_text(spec: TensorSpec) -> bool:

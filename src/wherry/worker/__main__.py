@@ -18,7 +18,13 @@ import msgspec
 from wherry import errors
 from wherry.memory import settle_memory
 from wherry.worker.loop import Worker
-from wherry.worker.sandbox.sandbox import SOCKET_RUNTIMES, seal, seal_sockets
+from wherry.worker.sandbox.sandbox import (
+    PROGRAM_RUNTIMES,
+    SOCKET_RUNTIMES,
+    seal,
+    seal_programs,
+    seal_sockets,
+)
 from wherry.worker.spec import Report, WorkerConfig
 
 HEARTBEAT_SECONDS = 1.0
@@ -35,7 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = read_config(arguments.config_fd)
     let_gateways_finish()
-    seal(config.sandbox)
+    if config.spec.runtime not in PROGRAM_RUNTIMES:
+        seal(config.sandbox)
     set_title(config.spec.title)
     loop_factory = None
     if sys.platform != "win32":
@@ -93,6 +100,8 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
         await worker.load()
         if config.spec.runtime in SOCKET_RUNTIMES:
             seal_sockets(config.sandbox)
+        if config.spec.runtime in PROGRAM_RUNTIMES:
+            seal_programs(config.sandbox)
     except Exception as error:  # noqa: BLE001 - any failure to load is told to the controller
         return report_failure(reports, error)
     stop = asyncio.Event()

@@ -24,6 +24,7 @@ from wherry.worker.runtimes.own_environment import find_own_environment
 from wherry.worker.sandbox.limits import limit_always
 from wherry.worker.sandbox.sandbox import (
     PROGRAM_RUNTIMES,
+    SERVER_RUNTIMES,
     SOCKET_RUNTIMES,
     Cage,
     Sandbox,
@@ -138,7 +139,8 @@ def enter_sandbox(
             library_folders=tuple(map(Path, order.library_folders)),
             memory_limit_mib=spec.memory_limit_mib,
             unix_sockets=spec.runtime in SOCKET_RUNTIMES,
-            programs=spec.runtime in PROGRAM_RUNTIMES,
+            programs=tuple(map(Path, PROGRAM_RUNTIMES.get(spec.runtime, ()))),
+            server=spec.runtime in SERVER_RUNTIMES,
         )
     )
     if spec.sandbox == "required" and sandbox.lacks:

@@ -70,7 +70,9 @@ class Worker:
         self.found_signature: Signature | None = None
         self.reads_files = bool(media_of(self.task))
         self._is_slow_to_encode = is_slow_to_encode(self.task)
-        self.runtime: Runtime = create_runtime(self.bundle.manifest.runtime)
+        self.runtime: Runtime = create_runtime(
+            self.bundle.manifest.runtime, self.bundle.manifest.task
+        )
         # asked once: an isinstance of a runtime_checkable protocol costs microseconds
         self._batch: BatchRuntime | None = None
         self._concurrent: ConcurrentRuntime | None = None

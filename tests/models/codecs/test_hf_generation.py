@@ -62,10 +62,11 @@ def test_chance_comes_in_where_something_asks_for_it(parameters: Any, temperatur
 def test_parameters_are_handed_on():
     found = sampling(
         max_new_tokens=7, top_k=5, top_p=0.5, seed=3, stop=["a"], stop_sequences=["b"],
-        frequency_penalty=0.5, details=True, top_n_tokens=2,
+        frequency_penalty=0.5, repetition_penalty=1.2, details=True, top_n_tokens=2,
     )  # fmt: skip
     assert (found.max_tokens, found.top_k, found.top_p, found.seed) == (7, 5, 0.5, 3)
     assert (found.stop, found.frequency_penalty, found.top_logprobs) == (["a", "b"], 0.5, 2)
+    assert found.repetition_penalty == 1.2
 
 
 def test_what_old_clients_send_by_default_is_taken():
@@ -99,7 +100,7 @@ def test_a_deployment_may_allow_less():
         ({"stop": [""]}, "stop[0]"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"best_of": 2}, "best_of"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"truncate": 3}, "truncate"),
         ({"truncate": 0}, "truncate"),
         ({"details": "yes"}, "details"),

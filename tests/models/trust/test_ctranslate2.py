@@ -82,6 +82,6 @@ def test_what_is_cut_off_or_contradicts_itself_is_refused(tmp_path: Path, raw: b
 
 
 def test_another_kind_of_model_is_named(tmp_path: Path):
-    (tmp_path / "model.bin").write_bytes(model_file(spec="TransformerSpec"))
-    with pytest.raises(FormatNotAllowed, match="TransformerSpec"):
+    (tmp_path / "model.bin").write_bytes(model_file(spec="Wav2Vec2Spec"))
+    with pytest.raises(FormatNotAllowed, match="Wav2Vec2Spec"):
         detect(tmp_path)

@@ -18,6 +18,7 @@ BUILT_IN: dict[str, str] = {
     "movies": "wherry.learning.recipes.movies:MOVIES",
     "prompt-guard": "wherry.learning.recipes.prompt_guard:PROMPT_GUARD",
     "sentiment": "wherry.learning.recipes.sentiment:SENTIMENT",
+    "smollm2-safetensors": "wherry.learning.recipes.smollm2_safetensors:SMOLLM2_SAFETENSORS",
     "digits": "wherry.learning.recipes.digits:DIGITS",
     "digit-pictures": "wherry.learning.recipes.digit_pictures:DIGIT_PICTURES",
     "efficientnet-lite0": "wherry.learning.recipes.efficientnet_lite:EFFICIENTNET_LITE0",

@@ -21,6 +21,7 @@ from wherry.models.codecs.hf_pictures import (
     Segments,
 )
 from wherry.models.codecs.hf_request import Asked, HfRequest, read_request
+from wherry.models.codecs.hf_rewriting import Summary, Translation
 from wherry.models.codecs.hf_sound import SpokenText, SpokenWords
 from wherry.models.codecs.hf_tables import RowLabels, RowNumbers
 from wherry.models.codecs.hf_texts import (
@@ -40,9 +41,11 @@ SHAPES: dict[str, Callable[[HfRequest], Asked]] = {
     "image-classification": PictureLabels,
     "image-feature-extraction": PictureVectors,
     "image-segmentation": Segments,
+    "image-text-to-text": Continuation,
     "image-to-text": PictureText,
     "object-detection": Objects,
     "sentence-similarity": Similarities,
+    "summarization": Summary,
     "tabular-classification": RowLabels,
     "tabular-regression": RowNumbers,
     "text-classification": TextLabels,
@@ -51,6 +54,7 @@ SHAPES: dict[str, Callable[[HfRequest], Asked]] = {
     "text-to-image": MadePicture,
     "text-to-speech": SpokenText,
     "token-classification": TokenLabels,
+    "translation": Translation,
     "zero-shot-classification": ChosenLabels,
     "zero-shot-image-classification": ChosenPictureLabels,
 }

@@ -1,4 +1,4 @@
-"""Hugging Face's shape of `text-generation`, as its Text Generation Inference has it (TGI).
+"""Hugging Face's shape of text generation, as its Text Generation Inference has it (TGI).
 
 A prompt is continued as it stands; conversations go to `/v1/chat/completions` below the same URL.
 """
@@ -54,8 +54,7 @@ class GenerationParameters(msgspec.Struct):
     details: bool = False
     do_sample: bool = False
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(ge=1, le=1)] | None = None
-    """1 is none; `frequency_penalty` is what there is instead."""
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     return_full_text: bool = False
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     stop: Annotated[list[StopText], Meta(max_length=MAX_STOPS)] = []
@@ -113,7 +112,7 @@ class TokenEvent(msgspec.Struct):
 
 
 class Continuation:
-    """`text-generation`: how a text goes on."""
+    """`text-generation`: how a text goes on. Pictures go into conversations."""
 
     def __init__(self, request: HfRequest) -> None:
         self.prompt = request.text()
@@ -250,6 +249,7 @@ def sampling_of(parameters: GenerationParameters) -> Sampling:
         seed=parameters.seed,
         stop=[*parameters.stop, *parameters.stop_sequences],
         frequency_penalty=parameters.frequency_penalty,
+        repetition_penalty=parameters.repetition_penalty,
     )
 
 

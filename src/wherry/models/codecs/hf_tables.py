@@ -15,15 +15,12 @@ from wherry.errors import InvalidInput
 from wherry.models.codecs.codec import Reply
 from wherry.models.codecs.hf_request import HfRequest, reply_json
 from wherry.models.codecs.plain_json import encode_plain
+from wherry.models.tasks.table_columns import number_of_text
 from wherry.models.tasks.tabular import RegressionOutput, TableOutput, TabularTask, label_of
 from wherry.models.tasks.task import TaskConfig
 
 MAX_ROWS = 1 << 16
 MAX_COLUMNS = 1 << 16
-MAX_DIGITS = 64
-"""Longest text that is read as a number."""
-MISSING = frozenset({"", "nan", "NaN", "null", "None"})
-"""What stands for a missing number."""
 
 Table = Annotated[
     dict[str, Annotated[list[Any], Meta(min_length=1, max_length=MAX_ROWS)]],
@@ -40,7 +37,7 @@ class TableRows:
         fields = request.inputs if isinstance(request.inputs, dict) else {"rows": request.inputs}
         for key in ("table", "data"):  # the second is what the service's own pages show
             if set(fields) == {key}:
-                fields = {"rows": read_table(fields[key], request.task, request.config)}
+                fields = plain_table(fields[key], request.task, request.config)
         self.items = [request.task.from_plain(fields, request.config)]
 
 
@@ -63,46 +60,23 @@ class RowNumbers(TableRows):
         return Reply(encode_plain(output.values.tolist()))
 
 
-def read_table(given: Any, task: TabularTask, config: TaskConfig) -> list[Any]:
-    """Rows of a table: by the names of its columns, or by their order for a model without names."""
+def plain_table(given: Any, task: TabularTask, config: TaskConfig) -> dict[str, Any]:
+    """A table in a plain form: as it is, or as rows by its order for a model without names."""
+    if has_names(task, config):
+        return {"table": given}
     try:
         table: dict[str, list[Any]] = msgspec.convert(given, Table)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"'table' is wrong: {error}", param="table") from error
     if len({len(column) for column in table.values()}) > 1:
         raise InvalidInput("the columns of 'table' are not equally long", param="table")
-    texts = _text_columns(task, config)
-    columns = [
-        column if name in texts else [_number_of(value) for value in column]
-        for name, column in table.items()
-    ]
-    rows = zip(*columns, strict=True)
-    if not _has_names(task, config):
-        return [list(row) for row in rows]
-    return [dict(zip(table, row, strict=True)) for row in rows]
+    columns = [[number_of_text(value) for value in column] for column in table.values()]
+    return {"rows": [list(row) for row in zip(*columns, strict=True)]}
 
 
-def _text_columns(task: TabularTask, config: TaskConfig) -> frozenset[str]:
-    """Names of the columns whose values are texts to the model, too."""
-    return frozenset(spec.name for spec in task.inputs(config) if spec.datatype == "BYTES")
-
-
-def _has_names(task: TabularTask, config: TaskConfig) -> bool:
+def has_names(task: TabularTask, config: TaskConfig) -> bool:
+    """Whether the model knows its columns by name."""
     options: Mapping[str, Any] = config.options
     return bool(
         len(task.inputs(config)) > 1 or options.get("feature_names") or options.get("columns")
     )
-
-
-def _number_of(value: Any) -> Any:
-    """The number that a text says; anything else as it is, for the task to judge."""
-    if not isinstance(value, str) or len(value) > MAX_DIGITS or "_" in value:
-        return value
-    if value in MISSING:
-        return None
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value

@@ -56,7 +56,10 @@ class CatalogModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def source(self) -> str:
         """What the versions made of this entry say of their source."""
-        return f"recipe:{self.recipe}" if self.recipe else self.files[0].source
+        if self.recipe:
+            return f"recipe:{self.recipe}"
+        # of a model that the system has, the entry itself is all there is to fetch
+        return self.files[0].source if self.files else f"catalogue:{self.name}"
 
     @property
     def manifest(self) -> Manifest:
@@ -122,6 +125,7 @@ def fetch_entry(
         )
         found[file.name] = path if path == target else path.rename(target)
     if not entry.recipe:
+        target_folder.mkdir(parents=True, exist_ok=True)
         (target_folder / MANIFEST).write_text(encode_manifest(entry.manifest), encoding="utf-8")
     return found
 

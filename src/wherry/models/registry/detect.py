@@ -17,6 +17,8 @@ from wherry.models.registry import (
     python_code,
     skops_schema,
     tflite_metadata,
+    torch_folder,
+    translators,
     whisper,
 )
 from wherry.models.registry.manifest import check_manifest, stored_paths
@@ -56,6 +58,8 @@ RUNTIME_FORMATS = {
     "torch": {"torchscript", "torch-export"},
     "keras": {"keras", "hdf5"},
     "tensorflow": {"saved-model"},
+    "ctranslate2": {"ctranslate2"},
+    "transformers": {"safetensors"},
     "xgboost": {"xgboost"},
     "lightgbm": {"lightgbm"},
 }
@@ -69,7 +73,9 @@ BOOSTER_SUFFIXES = (".json", ".ubj", ".txt", ".model", ".lgb")
 
 SUPPORTED = (
     "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; trees of XGBoost "
-    "(.json, .ubj) or LightGBM (.txt); a SavedModel; a Hugging Face folder with tokenizer.json and model.onnx; a spaCy pipeline; a Whisper folder with "
+    "(.json, .ubj) or LightGBM (.txt); a SavedModel; a Hugging Face folder with tokenizer.json and "
+    "model.onnx, or config.json and model.safetensors; encoder_model.onnx with its decoder; a spaCy "
+    "pipeline; a translator or a Whisper folder with "
     "model.bin (CTranslate2) and tokenizer.json; model.py with a class Model; or a folder with "
     "wherry.toml"
 )
@@ -153,6 +159,10 @@ def _detect_kind(
     entry = python_code.find_entry(folder, by_suffix.get(".py", []), wishes.options)
     if entry is not None:
         return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
+    if pair := translators.find_onnx_pair(folder, by_suffix.get(".onnx", [])):
+        return _detect_translator(folder, paths, "onnx", pair, wishes)
+    if translator := translators.find_ctranslate2(folder, by_suffix.get(".bin", [])):
+        return _detect_translator(folder, paths, "ctranslate2", (translator,), wishes)
     if spacy_folder.CONFIG in paths and (parts := spacy_folder.pipeline_files(paths)):
         files = (spacy_folder.CONFIG, *(path for path in parts if path != spacy_folder.CONFIG))
         return Manifest(wishes.task or "token-classification", "spacy", files=files)
@@ -181,6 +191,15 @@ def _detect_kind(
             "static_embeddings",
             files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
             options=huggingface.static_options(folder, table),
+        )
+    if weights := torch_folder.find_weights(folder, paths):
+        found_task, details = torch_folder.describe_folder(folder, paths, wishes.task)
+        return Manifest(
+            task=found_task,
+            runtime="transformers",
+            labels=details.labels,
+            files=(*weights, *details.files),
+            options=details.options,
         )
     claimed = [path for suffix in BOOSTER_SUFFIXES for path in by_suffix.get(suffix, [])]
     if boosters := [path for path in claimed if _is_booster(folder / path)]:
@@ -223,7 +242,9 @@ def _detect_onnx(
     parent = PurePosixPath(main).parent
     files = (main, *(str(parent / each) for each in model.external_files))
     if huggingface.is_text_model(paths, model):
-        found_task, details = huggingface.describe_text_model(folder, paths, model, wishes.task)
+        found_task, details = huggingface.describe_text_model(
+            folder, paths, {tensor.name for tensor in model.signature.outputs}, wishes.task
+        )
     elif huggingface.is_image_model(folder, paths):
         found_task, details = huggingface.describe_image_model(folder)
     else:
@@ -234,6 +255,20 @@ def _detect_onnx(
         labels=details.labels or _classes_for(wishes.task or found_task, model),
         signature=_signature_for(wishes.task or found_task, model),
         files=(*files, *details.files),
+        options=details.options,
+    )
+
+
+def _detect_translator(
+    folder: Path, paths: Sequence[str], runtime: str, files: Sequence[str], wishes: Wishes
+) -> Manifest:
+    home = folder / PurePosixPath(files[0]).parent if runtime == "ctranslate2" else folder
+    found_task, details = translators.describe_translator(home, paths, wishes.task)
+    beside = translators.find_companions(paths, str(PurePosixPath(files[0]).parent))
+    return Manifest(
+        task=found_task,
+        runtime=runtime,
+        files=(*files, *(beside if runtime == "ctranslate2" else details.files)),
         options=details.options,
     )
 
@@ -413,7 +448,10 @@ def _check_content(
 
 def _explain_missing(by_suffix: Mapping[str, Sequence[str]]) -> str:
     if {".safetensors", ".bin", ".pth"} & by_suffix.keys():
-        return "weights alone are not served: export the model to ONNX or TorchScript; " + SUPPORTED
+        return (
+            "PyTorch weights are served as safetensors with their config.json: save them so, or "
+            "export the model to ONNX or TorchScript; "
+        ) + SUPPORTED
     return SUPPORTED
 
 

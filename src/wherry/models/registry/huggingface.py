@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from wherry.errors import InvalidInput
-from wherry.models.trust.files import open_regular
+from wherry.models.registry.config_files import architecture_of as _architecture
+from wherry.models.registry.config_files import read_config as _read_config
+from wherry.models.registry.config_files import read_json as _read_json
 from wherry.models.trust.onnx import OnnxModel
 from wherry.models.trust.safetensors import tensor_names
 
@@ -19,7 +20,6 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 POOLING = "1_Pooling/config.json"
 MODULES = "modules.json"
-MAX_CONFIG_BYTES = 4 << 20
 MAX_TOKENS = 1 << 17
 STATIC_TABLES = frozenset({"embeddings", "embedding.weight"})
 PAIR_TASKS = ("text-ranking", "sentence-similarity")
@@ -66,11 +66,11 @@ def _find_image_kind(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]
 
 
 def describe_text_model(
-    folder: Path, paths: Sequence[str], model: OnnxModel, task: str | None
+    folder: Path, paths: Sequence[str], outputs: Collection[str], task: str | None
 ) -> tuple[str, Details]:
-    """Task, labels, options and files of an encoder of texts."""
+    """Task, labels, options and files of an encoder of texts, whose outputs may tell its task."""
     config = _read_config(folder, CONFIG)
-    task = task or _find_text_task(config, model)
+    task = task or _find_text_task(config, outputs)
     options: dict[str, Any] = {}
     if limit := _max_tokens(folder, config):
         options["max_tokens"] = limit
@@ -107,6 +107,13 @@ def static_options(folder: Path, table: str) -> dict[str, Any]:
     return options
 
 
+def read_modules(folder: Path) -> list[str]:
+    """What a model of sentence-transformers is made of: the types of its modules."""
+    modules = _read_json(folder, MODULES)
+    found = modules if isinstance(modules, list) else []
+    return [str(each.get("type")) for each in found if isinstance(each, dict)]
+
+
 def describe_image_model(folder: Path) -> tuple[str, Details]:
     """Task, labels, options and files of a model of pictures; see `is_image_model`."""
     config = _read_config(folder, CONFIG)
@@ -128,13 +135,13 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
     return task, details
 
 
-def _find_text_task(config: Mapping[str, Any], model: OnnxModel) -> str:
+def _find_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
     """What the architecture says; a head for sequences may do three things."""
     architecture = _architecture(config)
     if "ForTokenClassification" in architecture:
         return "token-classification"
     if "ForSequenceClassification" not in architecture:
-        return _guess_text_task(config, model)
+        return _guess_text_task(config, outputs)
     labels = _labels(config)
     if any(label.lower().startswith("entail") for label in labels):
         return "zero-shot-classification"
@@ -144,8 +151,7 @@ def _find_text_task(config: Mapping[str, Any], model: OnnxModel) -> str:
     return "text-classification"
 
 
-def _guess_text_task(config: Mapping[str, Any], model: OnnxModel) -> str:
-    outputs = {tensor.name for tensor in model.signature.outputs}
+def _guess_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
     if "logits" in outputs and _has_own_labels(config):
         return "text-classification"
     return "feature-extraction"
@@ -231,27 +237,3 @@ def _numbers(value: Any) -> list[float] | None:
 
 def _number(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) else None
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    return " ".join(map(str, names)) if isinstance(names, list) else ""
-
-
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    value = _read_json(folder, name)
-    return value if isinstance(value, dict) else {}
-
-
-def _read_json(folder: Path, name: str) -> Any:
-    """The file's value; None if there is no such file."""
-    if not (folder / name).exists():
-        return None
-    with open_regular(folder / name) as file:
-        data = file.read(MAX_CONFIG_BYTES + 1)
-    try:
-        if len(data) > MAX_CONFIG_BYTES:
-            raise ValueError("too long")
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name!r} is not valid JSON") from error

@@ -27,6 +27,8 @@ BUILT_IN: dict[str, str] = {
     "image-to-text": "wherry.models.tasks.image_to_text:IMAGE_TO_TEXT",
     "keypoint-detection": "wherry.models.tasks.keypoint_detection:KEYPOINT_DETECTION",
     "recommendation": "wherry.models.tasks.recommendation:RECOMMENDATION",
+    "summarization": "wherry.models.tasks.text_to_text:SUMMARIZATION",
+    "translation": "wherry.models.tasks.text_to_text:TRANSLATION",
     "automatic-speech-recognition": "wherry.models.tasks.speech_recognition:SPEECH_RECOGNITION",
     "text-to-speech": "wherry.models.tasks.speech_synthesis:SPEECH_SYNTHESIS",
     "image-classification": "wherry.models.tasks.image_classification:IMAGE_CLASSIFICATION",

@@ -27,6 +27,7 @@ from wherry.models.trust.onnx import check_onnx
 from wherry.models.trust.safetensors import check_safetensors
 from wherry.models.trust.saved_model import FILE_NAME as SAVED_MODEL
 from wherry.models.trust.saved_model import VARIABLES, check_saved_model
+from wherry.models.trust.sentencepiece import check_sentencepiece
 from wherry.models.trust.spacy_folder import check_spacy_file, pipeline_files
 from wherry.models.trust.tflite import MAGIC as TFLITE_MAGIC
 from wherry.models.trust.tflite import check_tflite
@@ -42,7 +43,18 @@ CHUNK_BYTES = 1 << 20
 TEXT_NAMES = frozenset({"license", "licence", "notice", "readme", "copying", "authors"})
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".csv", ".tsv", ".toml", ".jinja", ".vocab", ".merges"})
 PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib"})
-TOKENIZER_NAMES = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
+SENTENCEPIECE_SUFFIXES = frozenset({".spm", ".model"})
+TOKENIZER_NAMES = frozenset(
+    {
+        "tokenizer.json",
+        "vocab.json",
+        "added_tokens.json",
+        "shared_vocabulary.json",
+        "source_vocabulary.json",
+        "target_vocabulary.json",
+        "vocabulary.json",
+    }
+)
 """JSON whose keys are words of a language, so that any may occur."""
 CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipelines"})
 """Keys by which Hugging Face libraries load Python code."""
@@ -240,6 +252,9 @@ def _check_by_name(path: Path, head: bytes) -> str:
         return "safetensors"
     if is_booster(head):
         return read_booster(path).runtime
+    if suffix in SENTENCEPIECE_SUFFIXES:
+        check_sentencepiece(path)
+        return "sentencepiece"
     if suffix == ".skops":
         archives.check_skops(path)
     if suffix == ".json":

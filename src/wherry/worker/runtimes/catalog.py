@@ -9,6 +9,8 @@ from wherry.errors import InvalidInput, MissingExtra
 from wherry.worker.runtimes.runtime import Runtime
 
 BUILT_IN: dict[str, tuple[str, str]] = {
+    "apertium": ("wherry.worker.runtimes.apertium:ApertiumRuntime", ""),
+    "ctranslate2": ("wherry.worker.runtimes.ctranslate2:Ctranslate2Runtime", "ctranslate2"),
     "forecaster": ("wherry.worker.runtimes.forecaster:ForecasterRuntime", ""),
     "onnx": ("wherry.worker.runtimes.onnx:OnnxRuntime", "onnx"),
     "opencv": ("wherry.worker.runtimes.opencv:OpencvRuntime", "opencv"),
@@ -34,16 +36,25 @@ BUILT_IN: dict[str, tuple[str, str]] = {
     "xgboost": ("wherry.worker.runtimes.xgboost:XgboostRuntime", "xgboost"),
     "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
     "python_stream": ("wherry.worker.runtimes.python_class:PythonStreamRuntime", ""),
+    "transformers": ("wherry.worker.runtimes.transformers:TransformersRuntime", "transformers"),
     "vllm": ("wherry.worker.runtimes.vllm:VllmRuntime", "vllm"),
     "upstream": ("wherry.worker.runtimes.upstream:UpstreamRuntime", ""),
 }
 """Name → (import string, the extra of `pip install 'wherry[extra]'` it needs)."""
 
+FOR_TASK: dict[tuple[str, str], str] = {
+    ("transformers", "text-generation"): (
+        "wherry.worker.runtimes.transformers_generation:TransformersGenerationRuntime"
+    ),
+}
+"""Runtimes that do a task by another class: answers that stream are not batched."""
 
-def create_runtime(name: str) -> Runtime:
+
+def create_runtime(name: str, task: str = "") -> Runtime:
     """A new runtime, not loaded; `MissingExtra` says both ways to install it."""
     if name in BUILT_IN:
         path, extra = BUILT_IN[name]
+        path = FOR_TASK.get((name, task), path)
         module, attribute = path.split(":")
         try:
             return getattr(import_module(module), attribute)()

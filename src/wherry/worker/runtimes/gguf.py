@@ -96,10 +96,10 @@ class Vocabulary:
             return text.encode()
         if self._model == "llama":
             return text.replace("\u2581", " ").encode()
-        return b"".join(_byte_of(character) for character in text)
+        return b"".join(byte_of_character(character) for character in text)
 
 
-def _byte_of(character: str) -> bytes:
+def byte_of_character(character: str) -> bytes:
     """The byte for which a character stands in byte-level vocabularies."""
     code = ord(character)
     if code < 256:

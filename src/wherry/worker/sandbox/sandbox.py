@@ -21,16 +21,28 @@ TRUSTED_RUNTIMES = frozenset({"upstream"})
 """They run no model, only our own code, and need the network."""
 SOCKET_RUNTIMES = frozenset({"llama_cpp", "llama_embeddings"})
 """They need a Unix socket of their own while they load."""
-PROGRAM_RUNTIMES = frozenset({"vllm"})
+SERVER_RUNTIMES = frozenset({"vllm"})
 """The one exception: their framework is a server with processes and sockets of its own. It may
 start programs and talk to itself; it reads, writes and reaches no more than other workers."""
+PROGRAM_RUNTIMES: dict[str, tuple[str, ...]] = {
+    "apertium": tuple(
+        f"/usr/bin/{name}"
+        for name in (
+            "apertium-anaphora", "apertium-extract-caps", "apertium-interchunk",
+            "apertium-posttransfer", "apertium-postchunk", "apertium-pretransfer",
+            "apertium-restore-caps", "apertium-tagger", "apertium-transfer", "cg-proc", "lrx-proc",
+            "lsx-proc", "lt-proc", "rtx-proc",
+        )
+    ),
+}  # fmt: skip
+"""Runtime → programs of the system that it starts while it loads. They stay in the same sandbox."""
 
 MEMORY_FACTOR, MEMORY_MARGIN_MIB = 2, 1024
 """Batches, threads and long prompts take more than the one input that was tried at import."""
 LEAST_MEMORY_MIB = 256
 """Below it, not even Python and its packages load."""
 
-WITH_PROGRAMS = "with programs and sockets of its own"
+AS_SERVER = "with programs and sockets of its own"
 NEEDED_PARTS = ("privileges", "files", "calls")
 """What `required` requires."""
 
@@ -40,9 +52,9 @@ SMALL_READS = ("/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/rando
 HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/bus/pci/devices")
 """Runtimes count cores, and onnxruntime looks for other processors than the main one."""
 KERNEL_FACTS = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory")
-PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/libexec", "/bin", "/sbin")
+SERVER_PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/libexec", "/bin", "/sbin")
 """Of the system: vLLM asks `lscpu`, and compiles with `gcc`."""
-PROGRAM_READS = (
+SERVER_READS = (
     "/proc", "/etc/hosts", "/etc/passwd", "/etc/nsswitch.conf", "/sys/fs/cgroup",
     "/sys/bus", "/sys/class", "/sys/devices",
 )  # fmt: skip
@@ -89,8 +101,10 @@ class Cage(msgspec.Struct, frozen=True, kw_only=True):
     """Of `LD_LIBRARY_PATH`."""
     memory_limit_mib: int = 0
     unix_sockets: bool = False
-    programs: bool = False
-    """Of `PROGRAM_RUNTIMES`."""
+    programs: tuple[Path, ...] = ()
+    """What it may execute until `seal_programs`."""
+    server: bool = False
+    """Of `SERVER_RUNTIMES`: programs and sockets are its own affair."""
 
 
 class Confinement(msgspec.Struct, frozen=True):
@@ -121,7 +135,7 @@ def confine(cage: Cage) -> Sandbox:
     parts: dict[str, str] = {}
     missing: dict[str, str] = {}
     rights, pinned = _file_rights(cage)
-    if cage.programs:
+    if cage.server:
         try:
             kernel.leave_network()
             parts["network"] = "one of its own, without a way out"
@@ -145,7 +159,7 @@ def confine(cage: Cage) -> Sandbox:
         return Sandbox(parts=parts, missing=missing, is_root=os.getuid() == 0)
     exposed = [path for path in rights if cage.private and path in (*cage.private.parents,)]
     try:
-        abi = landlock.restrict(rights, pinned, tcp=cage.programs)
+        abi = landlock.restrict(rights, pinned, tcp=cage.server)
         parts["files"] = f"Landlock ABI {abi}"
     except OSError as error:
         missing["files"] = f"the kernel has no Landlock, or it is switched off: {error.strerror}"
@@ -153,11 +167,13 @@ def confine(cage: Cage) -> Sandbox:
         del parts["files"]
         missing["files"] = f"the data folder lies in {exposed[0]}, which Python must read"
     try:
-        if cage.programs:
-            seccomp.confine_programs()
-            parts["calls"] = f"seccomp, {WITH_PROGRAMS}"
+        if cage.server:
+            seccomp.confine_server()
+            parts["calls"] = f"seccomp, {AS_SERVER}"
         else:
-            seccomp.confine(os.getpid(), unix_sockets=cage.unix_sockets)
+            seccomp.confine(
+                os.getpid(), unix_sockets=cage.unix_sockets, programs=bool(cage.programs)
+            )
             parts["calls"] = "seccomp"
     except OSError as error:
         missing["calls"] = f"the kernel refuses a filter of system calls: {error.strerror}"
@@ -166,10 +182,18 @@ def confine(cage: Cage) -> Sandbox:
 
 def seal(sandbox: Sandbox) -> None:
     """In the worker, first of all: execute nothing any more, unless that is what it is for."""
-    if "calls" in sandbox.parts and WITH_PROGRAMS not in sandbox.parts["calls"]:
+    if "calls" in sandbox.parts and AS_SERVER not in sandbox.parts["calls"]:
         from wherry.worker.sandbox import seccomp
 
         seccomp.refuse_exec()
+
+
+def seal_programs(sandbox: Sandbox) -> None:
+    """In a worker that started programs to load, once it has: neither processes nor programs."""
+    if "calls" in sandbox.parts:
+        from wherry.worker.sandbox import seccomp
+
+        seccomp.refuse_programs()
 
 
 def seal_sockets(sandbox: Sandbox) -> None:
@@ -220,12 +244,14 @@ def _file_rights(cage: Cage) -> tuple[dict[Path, int], Sequence[Path]]:
     for pattern in INTERPRETERS:
         for loader in Path("/").glob(pattern[1:]):
             rights[loader.resolve()] = landlock.READ | landlock.EXECUTE
+    for program in cage.programs:
+        rights[program] = landlock.READ | landlock.EXECUTE
     rights[cage.python.resolve()] = landlock.READ | landlock.EXECUTE
     rights[cage.scratch] = landlock.OWN
-    if cage.programs:
-        rights |= dict.fromkeys(map(Path, PROGRAM_READS), landlock.READ)
+    if cage.server:
+        rights |= dict.fromkeys(map(Path, SERVER_READS), landlock.READ)
         # of Python and its packages: some bring programs, such as a compiler
-        executable = [*map(Path, PROGRAMS), *_python_folders(cage)]
+        executable = [*map(Path, SERVER_PROGRAMS), *_python_folders(cage)]
         rights |= dict.fromkeys(executable, landlock.READ | landlock.EXECUTE)
         rights[Path(SHARED_MEMORY)] = landlock.OWN
     return rights, in_proc

@@ -37,7 +37,7 @@ MODES_AND_TIMES = (
     "chmod", "fchmod", "fchmodat", "utime", "utimes", "futimesat", "utimensat",
 )  # fmt: skip
 
-OF_PROGRAMS = frozenset(
+OF_SERVERS = frozenset(
     {
         "fork", "vfork", "execve", "kill", "tkill", "tgkill", "prlimit64",
         "sched_setaffinity", "sched_setscheduler", "sched_setparam", "setpriority",
@@ -50,12 +50,13 @@ Code = list[bytes]
 Rules = dict[str, Code]
 
 
-def confine(pid: int, *, unix_sockets: bool) -> None:
+def confine(pid: int, *, unix_sockets: bool, programs: bool = False) -> None:
     """All but the refusal to execute, which must wait until the worker has been executed.
 
     Args:
         pid: of this process, the only one that may be sent signals.
         unix_sockets: for llama.cpp, which must talk to itself through one while it loads.
+        programs: for runtimes that start programs of the system while they load.
 
     Raises:
         OSError: the kernel does not filter, or this is a machine without a table.
@@ -86,10 +87,13 @@ def confine(pid: int, *, unix_sockets: bool) -> None:
         rules["socket"] = unix_stream()
         for name in ("connect", "bind", "listen"):
             del rules[name]
+    if programs:
+        for name in ("clone", "fork", "vfork"):
+            del rules[name]
     install(assemble(rules))
 
 
-def confine_programs() -> None:
+def confine_server() -> None:
     """For a runtime that is a server: processes and sockets are its own affair, the kernel is not.
 
     What `confine` refuses for being able to reach other processes is held by Landlock here.
@@ -97,7 +101,7 @@ def confine_programs() -> None:
     Raises:
         OSError: as `confine`.
     """
-    rules = {name: refuse() for name in NUMBERS if name not in OF_PROGRAMS}
+    rules = {name: refuse() for name in NUMBERS if name not in OF_SERVERS}
     rules |= {name: refuse(errno.ENOSYS) for name in ("clone3", "io_uring_setup", "pidfd_open")}
     rules |= {name: refuse(0) for name in MODES_AND_TIMES}
     rules["clone"] = argument_has_none(0, NAMESPACES)
@@ -109,6 +113,13 @@ def confine_programs() -> None:
 def refuse_exec() -> None:
     """The last part: in the worker, before anything of the model is looked at."""
     install(assemble({"execve": refuse()}), all_threads=True)
+
+
+def refuse_programs() -> None:
+    """For what has started programs while it loaded: threads are all that it can start from now."""
+    rules = {name: refuse() for name in ("execve", "fork", "vfork")}
+    rules["clone"] = argument_has(0, CLONE_THREAD)
+    install(assemble(rules), all_threads=True)
 
 
 def refuse_sockets() -> None:

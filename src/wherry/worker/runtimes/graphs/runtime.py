@@ -41,6 +41,8 @@ MODEL_BY_TASK: dict[str, str] = {
     "zero-shot-image-classification": "dual_encoder:PictureChooser",
     "image-to-text": "ocr:OcrModel",
     "keypoint-detection": "keypoints:KeypointModel",
+    "summarization": "seq2seq:PairModel",
+    "translation": "seq2seq:PairModel",
 }
 """Task → where in this folder graphs do it."""
 
@@ -106,7 +108,7 @@ class GraphRuntime(ABC):
 
     def load(self, bundle: Bundle, device: str) -> None:
         """Open the graphs and answer a trial input: a file that opens may still not run."""
-        build = find_model(bundle.manifest.task)
+        build = self.find_model(bundle.manifest.task)
         self.model: GraphModel | None = build(partial(self.open_graph, device=device), bundle)
         self.signature = self.model.graph.signature
         self.max_batch_rows = self.model.max_batch_rows
@@ -118,6 +120,10 @@ class GraphRuntime(ABC):
             self.calibration = to_report(found, self.max_batch_rows, device)
             self.spare_padding = self.model.spare_padding
         self.max_batch_cost = self.model.max_batch_cost
+
+    def find_model(self, task: str) -> MakeModel:
+        """How a task is done: a runtime may do some in its own way."""
+        return find_model(task)
 
     def prepare(self, item: TaskInput) -> Prepared:
         """Tokens or pixels of one input."""
