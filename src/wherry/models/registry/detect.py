@@ -36,8 +36,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 ANY_TENSOR = Signature((TensorSpec("X", "", ()),), (TensorSpec("X", "", ()),))
 """Of a Python class that says nothing else: one tensor `X` in and out, of any datatype and shape."""
 IGNORED_NAMES = frozenset({"__pycache__", "__MACOSX"})
-PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
-"""Where Hugging Face's exporters put the graph of full precision."""
+ONNX_VARIANTS = ("", "_quantized", "_int8", "_uint8", "_fp16", "_q4", "_q4f16", "_bnb4")
+PREFERRED_ONNX = tuple(f"{at}model{each}.onnx" for each in ONNX_VARIANTS for at in ("", "onnx/"))
+"""Where Hugging Face's exporters and transformers.js put a graph; full precision before less."""
 CLASSIFIER_OUTPUTS = (
     {"label", "probabilities"},
     {"output_label", "output_probability"},
@@ -243,7 +244,10 @@ def _detect_onnx(
     files = (main, *(str(parent / each) for each in model.external_files))
     if huggingface.is_text_model(paths, model):
         found_task, details = huggingface.describe_text_model(
-            folder, paths, {tensor.name for tensor in model.signature.outputs}, wishes.task
+            folder,
+            paths,
+            {tensor.name: len(tensor.shape) for tensor in model.signature.outputs},
+            wishes.task,
         )
     elif huggingface.is_image_model(folder, paths):
         found_task, details = huggingface.describe_image_model(folder)

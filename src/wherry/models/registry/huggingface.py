@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from wherry.errors import InvalidInput
 from wherry.models.registry.config_files import architecture_of as _architecture
 from wherry.models.registry.config_files import read_config as _read_config
 from wherry.models.registry.config_files import read_json as _read_json
+from wherry.models.registry.sentence_modules import MODULES, describe_modules
 from wherry.models.trust.onnx import OnnxModel
 from wherry.models.trust.safetensors import tensor_names
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-POOLING = "1_Pooling/config.json"
-MODULES = "modules.json"
 MAX_TOKENS = 1 << 17
 STATIC_TABLES = frozenset({"embeddings", "embedding.weight"})
 PAIR_TASKS = ("text-ranking", "sentence-similarity")
 LABEL_TASKS = ("text-classification", "token-classification", "zero-shot-classification")
+USUAL_POOLING = {"pooling": "mean", "normalise": True}
+"""Of a folder that sentence-transformers did not write."""
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Model types whose position ids begin at 2, so that two of their positions are never used."""
 
@@ -66,9 +66,9 @@ def _find_image_kind(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]
 
 
 def describe_text_model(
-    folder: Path, paths: Sequence[str], outputs: Collection[str], task: str | None
+    folder: Path, paths: Sequence[str], outputs: Mapping[str, int], task: str | None
 ) -> tuple[str, Details]:
-    """Task, labels, options and files of an encoder of texts, whose outputs may tell its task."""
+    """Task, labels, options and files of an encoder of texts, whose outputs' ranks may tell its task."""
     config = _read_config(folder, CONFIG)
     task = task or _find_text_task(config, outputs)
     options: dict[str, Any] = {}
@@ -76,11 +76,13 @@ def describe_text_model(
         options["max_tokens"] = limit
     if task in ("text-classification", *PAIR_TASKS):
         options |= _score_options(config, task)
-    elif task == "feature-extraction":
-        options |= _pooling_options(folder)
+    layers: tuple[str, ...] = ()
+    if task == "feature-extraction":
+        found, layers = describe_modules(folder, paths, USUAL_POOLING)
+        options |= found
     labels = _labels(config) if task in LABEL_TASKS else ()
     files = tuple(path for path in (TOKENIZER, CONFIG) if path in paths)
-    return task, Details(labels, options, files)
+    return task, Details(labels, options, (*files, *layers))
 
 
 def find_static_table(folder: Path, paths: Sequence[str]) -> str:
@@ -107,13 +109,6 @@ def static_options(folder: Path, table: str) -> dict[str, Any]:
     return options
 
 
-def read_modules(folder: Path) -> list[str]:
-    """What a model of sentence-transformers is made of: the types of its modules."""
-    modules = _read_json(folder, MODULES)
-    found = modules if isinstance(modules, list) else []
-    return [str(each.get("type")) for each in found if isinstance(each, dict)]
-
-
 def describe_image_model(folder: Path) -> tuple[str, Details]:
     """Task, labels, options and files of a model of pictures; see `is_image_model`."""
     config = _read_config(folder, CONFIG)
@@ -135,7 +130,7 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
     return task, details
 
 
-def _find_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
+def _find_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> str:
     """What the architecture says; a head for sequences may do three things."""
     architecture = _architecture(config)
     if "ForTokenClassification" in architecture:
@@ -151,8 +146,11 @@ def _find_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
     return "text-classification"
 
 
-def _guess_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
-    if "logits" in outputs and _has_own_labels(config):
+def _guess_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> str:
+    rank = outputs.get("logits")
+    if rank == 3 and "ForMaskedLM" not in _architecture(config):
+        return "token-classification"  # numbers for each token, of which no mean says anything
+    if rank is not None and _has_own_labels(config):
         return "text-classification"
     return "feature-extraction"
 
@@ -189,22 +187,6 @@ def _pair_options(config: Mapping[str, Any]) -> dict[str, Any]:
     named = own.get("activation_fn") if isinstance(own, dict) else None
     named = named or config.get("sbert_ce_default_activation_function")
     return {"function": "none"} if str(named).endswith(".Identity") else {}
-
-
-def _pooling_options(folder: Path) -> dict[str, Any]:
-    """What sentence-transformers wrote; without it mean and unit length, its usual choice."""
-    pooling = _read_config(folder, POOLING)
-    options: dict[str, Any] = {"pooling": "mean", "normalise": True}
-    if pooling.get("pooling_mode_cls_token"):
-        options["pooling"] = "cls"
-    elif pooling.get("pooling_mode_lasttoken"):
-        options["pooling"] = "last"
-    elif pooling.get("pooling_mode_max_tokens"):
-        raise InvalidInput("the model pools by maximum, which is not supported")
-    modules = _read_json(folder, MODULES)
-    if isinstance(modules, list):
-        options["normalise"] = any("Normalize" in str(each) for each in modules)
-    return options
 
 
 def _max_tokens(folder: Path, config: Mapping[str, Any]) -> int:
