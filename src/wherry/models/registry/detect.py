@@ -313,9 +313,11 @@ def _detect_saved_model(paths: Sequence[str], wishes: Wishes) -> Manifest:
 
 def _choose_only(found: Sequence[str]) -> str:
     if len(found) > 1:
+        are_pair = any("decoder" in path for path in found)
+        pair = "; a Python class can run several graphs (docs/custom-models.md)"
         raise InvalidInput(
             f"there are {len(found)} models: {_list_some(found)}",
-            hint=f"keep one, or name it in {MANIFEST} as files = ['{found[0]}']",
+            hint=f"keep one, or name it in {MANIFEST} as files = ['{found[0]}']" + pair * are_pair,
         )
     return found[0]
 

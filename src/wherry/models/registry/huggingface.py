@@ -8,10 +8,13 @@ from typing import Any
 
 import msgspec
 
+from wherry.models.registry.config_files import MAX_VOCABULARY_BYTES
 from wherry.models.registry.config_files import architecture_of as _architecture
 from wherry.models.registry.config_files import read_config as _read_config
 from wherry.models.registry.config_files import read_json as _read_json
 from wherry.models.registry.sentence_modules import MODULES, describe_modules
+from wherry.models.registry.picture_steps import fit_options
+from wherry.models.trust.files import open_regular
 from wherry.models.trust.onnx import OnnxModel
 from wherry.models.trust.safetensors import tensor_names
 
@@ -97,7 +100,10 @@ def find_static_table(folder: Path, paths: Sequence[str]) -> str:
 def static_options(folder: Path, table: str) -> dict[str, Any]:
     """What model2vec or sentence-transformers wrote of it."""
     config = _read_config(folder, CONFIG)
-    options: dict[str, Any] = {"drop_unknown": "embeddings" in tensor_names(folder / table)}
+    is_model2vec = "embeddings" in tensor_names(folder / table)
+    options: dict[str, Any] = {"drop_unknown": is_model2vec}
+    if not is_model2vec:  # sentence-transformers cuts where the tokenizer's file says, or nowhere
+        options["max_tokens"] = _truncation((folder / table).with_name(TOKENIZER)) or MAX_TOKENS
     modules = _read_json(folder, MODULES)
     if isinstance(config.get("normalize"), bool):
         options["normalise"] = config["normalize"]
@@ -109,6 +115,25 @@ def static_options(folder: Path, table: str) -> dict[str, Any]:
     return options
 
 
+class _Truncation(msgspec.Struct):
+    max_length: int = 0
+
+
+class _TokenizerFile(msgspec.Struct):
+    truncation: _Truncation | None = None
+
+
+def _truncation(tokenizer: Path) -> int:
+    """How many tokens a tokenizer's file leaves; 0 if it says nothing."""
+    with open_regular(tokenizer) as file:
+        data = file.read(MAX_VOCABULARY_BYTES)
+    try:
+        found = msgspec.json.decode(data, type=_TokenizerFile).truncation
+    except msgspec.MsgspecError:
+        return 0
+    return found.max_length if found and 0 < found.max_length <= MAX_TOKENS else 0
+
+
 def describe_image_model(folder: Path) -> tuple[str, Details]:
     """Task, labels, options and files of a model of pictures; see `is_image_model`."""
     config = _read_config(folder, CONFIG)
@@ -116,8 +141,7 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
     kind = _find_image_kind(config)
     assert kind is not None
     task, options = kind[0], dict(kind[1])
-    if size := _image_size(steps):
-        options["image_size"] = size
+    options |= fit_options(steps)
     if steps.get("do_rescale", True):
         options["pixel_scale"] = _number(steps.get("rescale_factor")) or 1 / 255
     else:
@@ -201,14 +225,6 @@ def _max_tokens(folder: Path, config: Mapping[str, Any]) -> int:
         claimed.append(positions - unused)
     limits = [limit for limit in claimed if type(limit) is int and 3 <= limit <= MAX_TOKENS]
     return min(limits, default=0)
-
-
-def _image_size(steps: Mapping[str, Any]) -> list[int] | None:
-    """Height and width, where both are said."""
-    size = steps.get("crop_size") if steps.get("do_center_crop") else steps.get("size")
-    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
-    found = [side for side in sides if type(side) is int and side > 0]
-    return found if len(found) == 2 else None
 
 
 def _numbers(value: Any) -> list[float] | None:

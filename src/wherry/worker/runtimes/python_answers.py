@@ -13,7 +13,7 @@ import numpy as np
 
 from wherry.errors import InvalidInput
 from wherry.models.bundle import Manifest
-from wherry.models.tasks.task import TaskOutput
+from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.tensor import Array
 
 
@@ -151,13 +151,31 @@ def unpack_text_of_picture(result: Any, item: Any, rows: int, manifest: Manifest
     return ImageText(text=result)
 
 
+def unpack_text(result: Any, item: Any, rows: int, manifest: Manifest) -> TaskOutput:
+    """The new text."""
+    from wherry.models.tasks.text_to_text import TextToTextOutput
+
+    if not isinstance(result, str):
+        raise TypeError(f"a result must be a text, not {type(result).__name__}")
+    return TextToTextOutput(
+        text=result,
+        source_language=item.source_language,
+        target_language=item.target_language,
+        usage=Usage(characters=len(item.text), rows=1),
+    )
+
+
 def unpack_speech(result: Any, item: Any, rows: int, manifest: Manifest) -> TaskOutput:
     """Samples from -1 to 1, and how many there are a second."""
     from wherry.models.tasks.speech_synthesis import Speech
 
     samples, rate = result
     numbers = np.asarray(samples, dtype=np.float32)
-    return Speech(samples=_numbers(numbers, (numbers.size,)).astype(np.float32), rate=int(rate))
+    return Speech(
+        samples=_numbers(numbers, (numbers.size,)).astype(np.float32),
+        rate=int(rate),
+        usage=Usage(characters=len(item.text), rows=1),
+    )
 
 
 def _numbers(value: Any, shape: Sequence[int]) -> Array:

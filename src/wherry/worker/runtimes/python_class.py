@@ -142,7 +142,8 @@ class PythonClassRuntime:
             output = self.unpack(result, item, rows, self.manifest)
         except Exception as error:  # noqa: BLE001 - the result may be anything
             return item_error(error)
-        output.usage = rows_usage(rows)
+        if output.usage == Usage():
+            output.usage = rows_usage(rows)
         return output
 
 

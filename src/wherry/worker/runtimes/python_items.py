@@ -39,10 +39,12 @@ def find_adapter(task: str) -> tuple[Pack, Unpack]:
         "image-to-text": (answers.pack_picture, answers.unpack_text_of_picture),
         "object-detection": (answers.pack_picture, answers.unpack_boxes),
         "sentence-similarity": (answers.pack_pair, answers.unpack_pair),
+        "summarization": (answers.pack_words, answers.unpack_text),
         "text-ranking": (answers.pack_pair, answers.unpack_pair),
         "text-to-speech": (answers.pack_words, answers.unpack_speech),
         "time-series-forecasting": (answers.pack_series, answers.unpack_forecasts),
         "token-classification": (answers.pack_words, answers.unpack_entities),
+        "translation": (answers.pack_words, answers.unpack_text),
         "zero-shot-classification": (answers.pack_pair, answers.unpack_entailment),
     }
     if task not in adapters:
