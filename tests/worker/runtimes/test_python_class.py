@@ -564,3 +564,12 @@ def test_a_class_reads_and_measures_pictures(tmp_path):
     text = "class Model:\n    def predict(self, batch):\n        return ['AHOY'] * len(batch)\n"
     (read,) = answer_plain(tmp_path, "image-to-text", text, picture)
     assert read["text"] == "AHOY"
+
+
+@pytest.mark.parametrize("task", ["translation", "summarization"])
+def test_a_class_makes_a_text_of_a_text_and_characters_are_counted(tmp_path, task):
+    code = "class Model:\n    def predict(self, batch):\n        return [t[::-1] for t in batch]\n"
+    bundle = write_bundle(tmp_path / "m", code, task=task, signature=Signature())
+    item = find_task(task).from_plain({"text": "boat"}, bundle.manifest.task_config())
+    (output,) = run(load(bundle), item)
+    assert (output.text, output.usage.characters) == ("taob", 4)

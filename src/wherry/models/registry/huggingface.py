@@ -12,8 +12,8 @@ from wherry.models.registry.config_files import MAX_VOCABULARY_BYTES
 from wherry.models.registry.config_files import architecture_of as _architecture
 from wherry.models.registry.config_files import read_config as _read_config
 from wherry.models.registry.config_files import read_json as _read_json
-from wherry.models.registry.sentence_modules import MODULES, describe_modules
 from wherry.models.registry.picture_steps import fit_options
+from wherry.models.registry.sentence_modules import MODULES, describe_modules
 from wherry.models.trust.files import open_regular
 from wherry.models.trust.onnx import OnnxModel
 from wherry.models.trust.safetensors import tensor_names

@@ -31,7 +31,7 @@ def _size_options(steps: Mapping[str, Any]) -> dict[str, Any]:
             return _cut("crop", crop, shortest)
         return _cut("stretch", crop, size[0])
     part = steps.get("crop_pct")
-    if size is None and isinstance(part, float) and 0 < part <= 1 and 0 < shortest:
+    if size is None and isinstance(part, float) and 0 < part <= 1 and shortest > 0:
         if shortest >= LARGEST_CROPPED:
             return {"image_size": [shortest, shortest]}
         return {"image_size": [shortest, shortest], "image_fit": "crop", "crop_scale": part}
@@ -51,7 +51,7 @@ def _cut(fit: str, crop: list[int], resized: int) -> dict[str, Any]:
 def _sides(size: Any) -> list[int] | None:
     """Height and width, where both are said."""
     sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
-    found = [side for side in sides if _whole(side, 0) > 0]
+    found = [length for side in sides if (length := _whole(side, 0)) > 0]
     return found if len(found) == 2 else None
 
 
