@@ -16,6 +16,7 @@ LIGHTGBM = (b"tree\nversion=v", b"tree\r\nversion=v")
 CLASS_OBJECTIVES = ("binary", "multiclass", "multiclassova")
 """LightGBM's."""
 MAX_BYTES = 1 << 30
+MAX_FEATURES = 1 << 16
 MAX_HEAD_BYTES = 16 << 20
 """Of LightGBM's file: what comes before the first tree."""
 
@@ -26,8 +27,7 @@ class BoosterFacts(msgspec.Struct, frozen=True):
     runtime: str
     task: str
     features: tuple[str, ...]
-    """Names of the columns; empty if the model was trained without."""
-    feature_count: int
+    """Names of the columns; of a model that was trained without, those that XGBoost shows: f0, f1 …"""
 
 
 class _Objective(msgspec.Struct):
@@ -78,8 +78,10 @@ def _read_xgboost(data: bytes) -> BoosterFacts:
         model = msgspec.convert(read_ubjson(data), _XgboostModel)
     learner = model.learner
     count = int(learner.learner_model_param["num_feature"])
-    names = tuple(learner.feature_names)
-    return BoosterFacts("xgboost", _task_of(learner.objective.name), names, count)
+    if not 0 < count <= MAX_FEATURES:
+        raise ValueError(f"it has {count} features")
+    names = tuple(learner.feature_names) or tuple(f"f{number}" for number in range(count))
+    return BoosterFacts("xgboost", _task_of(learner.objective.name), names)
 
 
 def _read_lightgbm(data: bytes) -> BoosterFacts:
@@ -90,7 +92,7 @@ def _read_lightgbm(data: bytes) -> BoosterFacts:
     objective = facts.get("objective", "").split(" ")[0]
     if len(names) != count:
         raise ValueError(f"it has {count} features and {len(names)} names of them")
-    return BoosterFacts("lightgbm", _task_of(objective), names, count)
+    return BoosterFacts("lightgbm", _task_of(objective), names)
 
 
 def _task_of(objective: str) -> str:
