@@ -135,17 +135,23 @@ def test_trees_do_no_other_tasks(tmp_path: Path, rows: np.ndarray):
         create_runtime("xgboost").load(Bundle(tmp_path, manifest), "cpu")
 
 
-@pytest.mark.parametrize("name", ["m.ubj", "m.txt"])
-def test_what_the_library_cannot_open_is_refused(tmp_path: Path, rows: np.ndarray, name: str):
-    if name == "m.ubj":
-        model = xgboost().XGBRegressor(n_estimators=2).fit(rows, rows[:, 0])
-        model.save_model(tmp_path / name)
-    else:
-        library = lightgbm()
-        table = library.Dataset(rows, rows[:, 0])
-        library.train({"verbose": -1}, table, 2).save_model(tmp_path / name)
+def test_what_the_library_cannot_open_is_refused(tmp_path: Path, rows: np.ndarray):
+    xgboost().XGBRegressor(n_estimators=2).fit(rows, rows[:, 0]).save_model(tmp_path / "m.ubj")
     manifest = detect(tmp_path)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
+    whole = (tmp_path / "m.ubj").read_bytes()
+    (tmp_path / "m.ubj").write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(FormatNotAllowed):
         create_runtime(manifest.runtime).load(Bundle(tmp_path, manifest), "cpu")
+
+
+@pytest.mark.parametrize("part", [0.4, 0.7, 0.9])
+def test_lightgbm_never_sees_a_file_that_is_cut_off(tmp_path: Path, rows: np.ndarray, part: float):
+    library = lightgbm()
+    library.train({"verbose": -1}, library.Dataset(rows, rows[:, 0]), 2).save_model(
+        tmp_path / "m.txt"
+    )
+    whole = (tmp_path / "m.txt").read_bytes().partition(b"end of trees")[0]
+    assert detect(tmp_path).runtime == "lightgbm"
+    (tmp_path / "m.txt").write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(FormatNotAllowed, match="damaged"):
+        detect(tmp_path)

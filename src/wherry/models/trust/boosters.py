@@ -12,13 +12,12 @@ from wherry.models.trust.ubjson import read_ubjson
 
 XGBOOST_JSON = b'{"learner":'
 XGBOOST_UBJSON = b"{L\0\0\0\0\0\0\0\x07learner"
-LIGHTGBM = (b"tree\nversion=v", b"tree\r\nversion=v")
+LIGHTGBM = b"tree\nversion=v"
 CLASS_OBJECTIVES = ("binary", "multiclass", "multiclassova")
 """LightGBM's."""
 MAX_BYTES = 1 << 30
+FIRST_TREE, END_OF_TREES = b"\nTree=0", b"end of trees"
 MAX_FEATURES = 1 << 16
-MAX_HEAD_BYTES = 16 << 20
-"""Of LightGBM's file: what comes before the first tree."""
 
 
 class BoosterFacts(msgspec.Struct, frozen=True):
@@ -46,7 +45,7 @@ class _XgboostModel(msgspec.Struct):
 
 def is_booster(head: bytes) -> bool:
     """Whether a file begins as one of the three formats does."""
-    return head.startswith((XGBOOST_JSON, XGBOOST_UBJSON, *LIGHTGBM))
+    return head.startswith((XGBOOST_JSON, XGBOOST_UBJSON, LIGHTGBM))
 
 
 def read_booster(path: Path) -> BoosterFacts:
@@ -61,7 +60,7 @@ def read_booster(path: Path) -> BoosterFacts:
         file.seek(0)
         head = file.read(32)
         file.seek(0)
-        data = file.read(MAX_HEAD_BYTES if head.startswith(LIGHTGBM) else MAX_BYTES)
+        data = file.read(MAX_BYTES)
     try:
         return _read_lightgbm(data) if head.startswith(LIGHTGBM) else _read_xgboost(data)
     except (ValueError, KeyError, msgspec.DecodeError) as error:
@@ -85,13 +84,17 @@ def _read_xgboost(data: bytes) -> BoosterFacts:
 
 
 def _read_lightgbm(data: bytes) -> BoosterFacts:
-    lines = data.partition(b"\nTree=")[0].decode().splitlines()
+    lines = data[: data.index(FIRST_TREE)].decode().splitlines()
     facts = dict(line.split("=", 1) for line in lines if "=" in line)
     count = int(facts["max_feature_idx"]) + 1
     names = tuple(facts["feature_names"].split())
     objective = facts.get("objective", "").split(" ")[0]
     if len(names) != count:
         raise ValueError(f"it has {count} features and {len(names)} names of them")
+    # LightGBM itself reads on behind the end of a file that is cut off
+    sizes = sum(int(size) for size in facts["tree_sizes"].split())
+    if data.find(END_OF_TREES) != data.index(FIRST_TREE) + 1 + sizes:
+        raise ValueError("its trees are not as long as it says")
     return BoosterFacts("lightgbm", _task_of(objective), names)
 
 
