@@ -60,8 +60,7 @@ def _print_catalog(entries: list[CatalogEntry]) -> None:
     examples=[
         "wherry pull smollm2",
         "wherry pull hf:someone/some-model --name mine",
-        "wherry pull 'pypi:package==1.0!/path/model.onnx' --task image-classification "
-        "--labels cat,dog -p channel_order=BGR",
+        "wherry pull 'pypi:pets==1.0!/pets/m.onnx' --task image-classification -p std=0.5",
     ],
 )
 def pull(
