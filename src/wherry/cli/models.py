@@ -60,7 +60,7 @@ def _print_catalog(entries: list[CatalogEntry]) -> None:
     examples=[
         "wherry pull smollm2",
         "wherry pull hf:someone/some-model --name mine",
-        "wherry pull 'pypi:pets==1.0!/pets/m.onnx' --task image-classification -p std=0.5",
+        "wherry pull hf:someone/pets --task image-classification -p std=0.5",
     ],
 )
 def pull(

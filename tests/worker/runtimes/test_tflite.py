@@ -285,7 +285,7 @@ def test_quantised_pixels_go_in_as_they_are_if_nobody_says_else(
 
 def test_a_bundle_that_says_how_pixels_go_in_is_believed(tmp_path: Path):
     write_flattener(tmp_path / "m.tflite", schema.TensorType.UINT8, 1 / 255, 0)
-    options = {"pixel_scale": 1 / 510}
-    runtime = load(tmp_path / "m.tflite", "image-classification", options=options)
     pixels = np.full((2, 2, 3), 200, dtype=np.uint8)
-    assert np.allclose(classify(runtime, pixels), 100 / 256, atol=1 / 512)
+    for options in ({"pixel_scale": 1 / 510}, {"std": 2}, {"std": [2, 2, 2], "mean": 0}):
+        runtime = load(tmp_path / "m.tflite", "image-classification", options=options)
+        assert np.allclose(classify(runtime, pixels), 100 / 256, atol=1 / 512)

@@ -38,9 +38,9 @@ class PixelOptions(msgspec.Struct, frozen=True):
 
     pixel_scale: float | None = None
     """1/255 by default; of quantised pixels, what makes the file's numbers of them as they are."""
-    mean: tuple[float, ...] = ()
+    mean: float | tuple[float, ...] = ()
     """One number, or one a channel; in the order of `channel_order`."""
-    std: tuple[float, ...] = ()
+    std: float | tuple[float, ...] = ()
     channel_order: Literal["RGB", "BGR"] = "RGB"
     layout: Literal["auto", "NCHW", "NHWC", "NHW", "flat"] = "auto"
     """Order of the graph's dimensions; `auto` reads it from the graph's shape."""
@@ -67,8 +67,9 @@ class Pixels:
         self._shift, self._factor = self._find_normalisation()
 
     def _find_normalisation(self) -> tuple[Array, Array]:
-        mean = np.array(self._pixels.mean or (0.0,), dtype=np.float32)
-        std = np.array(self._pixels.std or (1.0,), dtype=np.float32)
+        stated = self._pixels
+        mean = np.atleast_1d(np.array(stated.mean or 0.0, dtype=np.float32))
+        std = np.atleast_1d(np.array(1.0 if stated.std == () else stated.std, dtype=np.float32))
         if not {len(mean), len(std)} <= {1, self._channels} or not (std > 0).all():
             raise InvalidInput(f"mean and std must have 1 or {self._channels} numbers, std above 0")
         return mean, 1.0 / std
