@@ -406,7 +406,8 @@ def _refuse_stray_code(found: Sequence[str]) -> None:
         raise FormatNotAllowed(
             f"the folder holds Python code ({_list_some(found)}) but no class Model, and no model "
             "that runs without code",
-            hint="write model.py with a class Model that has a method predict",
+            hint="write model.py with a class Model that has a method predict, and name the package "
+            "that the code is of in requirements.txt (docs/custom-models.md)",
         )
 
 
@@ -456,7 +457,8 @@ def _explain_missing(by_suffix: Mapping[str, Sequence[str]]) -> str:
     if {".safetensors", ".bin", ".pth"} & by_suffix.keys():
         return (
             "PyTorch weights are served as safetensors with their config.json: save them so, or "
-            "export the model to ONNX or TorchScript; "
+            "export the model to ONNX or TorchScript; or let a Python class open them with the "
+            "library that they are of (docs/custom-models.md); "
         ) + SUPPORTED
     return SUPPORTED
 
