@@ -449,7 +449,9 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "llama_cpp",
         "llama_embeddings",
         "spacy",
+        "lightgbm",
         "static_embeddings",
+        "xgboost",
     }
     elsewhere = {
         "apertium",
