@@ -58,7 +58,13 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
             least = -(2**63) if kind.ge is None else kind.ge
             return st.integers(least, 2**63 - 1 if kind.le is None else kind.le)
         case inspect.FloatType():
-            return st.floats(kind.ge, kind.le, allow_nan=False)
+            return st.floats(
+                kind.ge if kind.gt is None else kind.gt,
+                kind.le if kind.lt is None else kind.lt,
+                exclude_min=kind.gt is not None,
+                exclude_max=kind.lt is not None,
+                allow_nan=False,
+            )
         case inspect.CustomType():
             return NUMBERS | OBJECTS
         case inspect.AnyType():

@@ -19,6 +19,7 @@ from wherry.doors.route import Direct, Handler, Inquiry, Response, Row, json_res
 from wherry.gateway.admit import find_deployment
 from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute
+from wherry.models.tasks.generation import GENERATION_TASKS
 
 TASK = Direct(
     "huggingface",
@@ -29,8 +30,6 @@ TASK = Direct(
 )
 DEFAULT_NEW_TOKENS = 100
 """Reserved for an answer whose request names no maximum: the codec's default."""
-GENERATION_TASKS = frozenset({"text-generation", "image-text-to-text"})
-"""Tasks whose answers may come in events: of their bodies the gateway reads a little."""
 EMBEDDER_TASKS = frozenset(
     {"feature-extraction", "sentence-similarity", "text-ranking", "zero-shot-classification"}
 )

@@ -161,6 +161,11 @@ def test_a_prediction_that_is_no_number_is_refused_not_null():
         write([RegressionOutput(values=np.array([np.nan]))], "tabular-regression", NAMELESS)
 
 
+def test_null_is_a_missing_value():
+    (item,) = read({"instances": [[1, None]]}, "tabular-classification", NAMED)
+    assert np.array_equal(item.tensors["X"], [[1.0, np.nan]], equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -177,7 +182,6 @@ def test_a_prediction_that_is_no_number_is_refused_not_null():
         ({"dataframe_records": [{"age": 1}]}, "missing feature 'size'"),
         ({"inputs": {"age": [1, 2], "size": [1]}}, "different lengths"),
         ({"instances": [[1, "x"]]}, "X"),
-        ({"instances": [[1, None]]}, "X"),
         ({"instances": [[1, 2, 3]]}, "shape"),
         ({"instances": {"a": 1}}, "instances"),
         ({"instances": [[1, 2]] * 70_000}, "limit"),

@@ -121,6 +121,8 @@ class ForecastingTask:
     """Series in, forecasts out."""
 
     name = "time-series-forecasting"
+    input_type = ForecastInput
+    output_type = Forecast
 
     def signature(self, config: TaskConfig) -> Signature:
         """Series in; means and quantiles out, by the bundle's options."""

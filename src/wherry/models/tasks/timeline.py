@@ -52,7 +52,8 @@ class Step(msgspec.Struct, frozen=True):
 class Timeline(msgspec.Struct, frozen=True):
     """Times of a series."""
 
-    start: datetime
+    start: str
+    """ISO 8601, with its time zone if it has one: a packed `datetime` would keep the moment only."""
     step: Step
     style: Style
     """How the client writes times."""
@@ -66,9 +67,10 @@ class Timeline(msgspec.Struct, frozen=True):
 
     def time(self, number: int) -> datetime:
         """When the value of that number is."""
+        start = datetime.fromisoformat(self.start)
         if not self.step.months:
-            return self.start + timedelta(seconds=self.step.seconds * number)
-        return add_months(self.start, self.step.months * number)
+            return start + timedelta(seconds=self.step.seconds * number)
+        return add_months(start, self.step.months * number)
 
     def _write(self, time: datetime) -> str:
         match self.style:
@@ -95,7 +97,7 @@ def read_timeline(start: str, frequency: str) -> Timeline:
     time, style = read_time(start, "start")
     if style == "day" and step.seconds % 86400:
         style = "time"
-    return Timeline(time, step, style)
+    return Timeline(time.isoformat(), step, style)
 
 
 def read_timestamps(timestamps: Sequence[str], frequency: str) -> Timeline:
@@ -104,7 +106,7 @@ def read_timestamps(timestamps: Sequence[str], frequency: str) -> Timeline:
     start, style = times[0]
     try:
         step = read_frequency(frequency) if frequency else find_step([time for time, _ in times])
-        timeline = Timeline(start, step, style)
+        timeline = Timeline(start.isoformat(), step, style)
         for index, (time, _) in enumerate(times):
             if timeline.time(index) != time:
                 raise _uneven(index)
