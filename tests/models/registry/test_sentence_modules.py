@@ -74,5 +74,19 @@ def test_what_would_be_answered_otherwise_is_refused(
         describe_modules(write(tmp_path, modules, pooling), [], USUAL)
 
 
+def test_the_default_prompt_is_the_bundles(tmp_path: Path):
+    config = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+    path = tmp_path / "config_sentence_transformers.json"
+    path.write_text(json.dumps(config))
+    write(tmp_path, [TRANSFORMER, {"path": "1_Pooling", "type": NEW}], {})
+    assert describe_modules(tmp_path, [], USUAL)[0]["prompt"] == "query: "
+    path.write_text(json.dumps(config | {"default_prompt_name": None}))
+    assert "prompt" not in describe_modules(tmp_path, [], USUAL)[0]
+    path.write_text(json.dumps(config))
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"include_prompt": false}')
+    with pytest.raises(InvalidInput, match="prompt"):
+        describe_modules(tmp_path, [], USUAL)
+
+
 def test_a_folder_of_others_gets_the_usual(tmp_path: Path):
     assert describe_modules(tmp_path, [], USUAL) == (USUAL, ())

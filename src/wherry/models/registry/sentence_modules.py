@@ -10,6 +10,7 @@ from wherry.errors import InvalidInput
 from wherry.models.registry.config_files import read_config, read_json
 
 MODULES = "modules.json"
+CONFIG = "config_sentence_transformers.json"
 USUAL_POOLING = "1_Pooling"
 POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -36,7 +37,8 @@ def describe_modules(
     """
     modules = _read_modules(folder)
     pooling = next((path for kind, path in modules if kind == "Pooling" and path), USUAL_POOLING)
-    options = {**usual, **_pooling_of(read_config(folder, f"{pooling}/config.json"))}
+    stated = read_config(folder, f"{pooling}/config.json")
+    options = {**usual, **_pooling_of(stated), **_prompt_of(folder, stated)}
     if not modules:
         return options, ()
     kinds = [kind for kind, _ in modules]
@@ -72,6 +74,18 @@ def _pooling_of(config: Mapping[str, Any]) -> dict[str, Any]:
     if len(named) > 1:
         raise InvalidInput(f"the model pools in several ways at once: {', '.join(named)}")
     return {"pooling": named[0]} if named else {}
+
+
+def _prompt_of(folder: Path, pooling: Mapping[str, Any]) -> dict[str, str]:
+    """What sentence-transformers writes before every text, unless a caller names another prompt."""
+    config = read_config(folder, CONFIG)
+    prompts, name = config.get("prompts"), config.get("default_prompt_name")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    if not isinstance(prompt, str) or not prompt:
+        return {}
+    if pooling.get("include_prompt") is False:
+        raise InvalidInput("the model leaves its prompt out of the pooling, which is not served")
+    return {"prompt": prompt}
 
 
 def _find_file(paths: Sequence[str], path: str) -> str:

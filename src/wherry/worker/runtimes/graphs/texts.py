@@ -49,6 +49,8 @@ class TextOptions(msgspec.Struct, frozen=True):
     """Cut longer texts; false answers them with `context_length_exceeded`."""
     pooling: Pooling = "mean"
     """How vectors of tokens become one of the text."""
+    prompt: str = ""
+    """What comes before every text of an embedder."""
     dense: tuple[str, ...] = ()
     """Folders of the bundle with layers of sentence-transformers that come after the pooling."""
     normalise: bool = True
@@ -193,6 +195,12 @@ class EmbeddingModel(TextModel):
             raise InvalidInput(
                 f"the bundle's dimensions are {stated}, the model gives {len(self.trial_row)}"
             )
+
+    def tokens_of(self, item: Any, *, truncate: bool) -> Tokens:
+        """The prompt and the text; ids of tokens stay as they are."""
+        if self.options.prompt and item.text is not None:
+            item = msgspec.structs.replace(item, text=self.options.prompt + item.text)
+        return super().tokens_of(item, truncate=truncate)
 
     def pool(self, found: Array, mask: Array) -> Array:
         """Vectors of tokens [texts, tokens, d] to vectors of texts [texts, d]."""
