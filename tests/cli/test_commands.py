@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.client.twin import KEY, Twin
 
+from wherry import errors
 from wherry.cli import serve, talk
 from wherry.cli.models import resolve_version
 from wherry.cli.output import format_bytes, parse_duration, width_of
@@ -56,6 +57,26 @@ def test_a_folder_is_imported(run: Run, twin: Twin, tmp_path: Path):
     assert run("import", str(tmp_path), "--name", "mood", *arguments).out == "mood@1\n"
     assert twin.versions["mood"][0].card.labels == ["bad", "good"]
     assert run("show", "mood@champion", "-o", "json").json["number"] == 1
+
+
+def test_options_and_labels_are_told_at_import_and_at_pull(run: Run, twin: Twin, tmp_path: Path):
+    (tmp_path / "wherry.toml").write_text('task = "tensor"\nruntime = "onnx"\n')
+    options = ["-p", "channel_order=BGR", "-p", "mean=[104,117,123]", "-p", "std=2"]
+    expected = {"channel_order": "BGR", "mean": [104, 117, 123], "std": 2}
+    run("import", str(tmp_path), "--name", "mood", *options)
+    run("pull", "smollm2", "--labels", "bad, good", *options)
+    assert [wish.options for wish in twin.wishes] == [expected, expected]
+    assert twin.wishes[1].labels == ["bad", "good"]
+    assert run("pull", "smollm2", "-p", "mean").code != 0
+
+
+def test_a_base_model_goes_on_with_the_text(run: Run, served: Twin):
+    refusal = errors.InvalidInput("this model has no chat template: it continues texts")
+    served.refused_chats = [refusal, refusal]
+    assert run("run", "smollm2", "Once upon").out == "Once upon and so on\n"
+    outcome = run("run", "smollm2", "Once upon", "--system", "Be kind.")
+    assert outcome.code != 0
+    assert "no chat template" in outcome.err
 
 
 def test_training_takes_parameters_of_any_type(run: Run, twin: Twin):

@@ -103,6 +103,10 @@ class Twin:
         self.events: list[schema.Event] = []
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request, in order."""
+        self.wishes: list[schema.PullRequest | schema.ImportRequest] = []
+        """What pulls and imports said of the model."""
+        self.refused_chats: list[errors.WherryError] = []
+        """Told to the next chats, one each."""
         self.refusals: list[errors.WherryError] = []
         """Told to the next requests, one each."""
         self.break_next: int = 0
@@ -225,6 +229,7 @@ class Twin:
 
     async def pull(self, request: Request) -> Any:
         body = await read(request, schema.PullRequest)
+        self.wishes.append(body)
         entries = {entry.name: entry for entry in CATALOG}
         entry = find(entries, body.source, "catalogue entry")
         name = body.name or entry.name
@@ -239,6 +244,7 @@ class Twin:
 
     async def import_upload(self, request: Request) -> Any:
         body = await read(request, schema.ImportRequest)
+        self.wishes.append(body)
         files = find(self.uploads, body.upload, "upload")
 
         def work() -> dict[str, Any]:
@@ -566,6 +572,8 @@ class Twin:
     async def predict(self, request: Request) -> Any:
         self._serving(request.path_params["name"])
         body = msgspec.json.decode(await request.body())
+        if "prompt" in body:
+            return {"text": " and so on", "finish_reason": "length"}
         if "text" not in body:
             return {"echo": body}
         label = "positive" if "lovely" in body["text"] else "negative"
@@ -574,6 +582,8 @@ class Twin:
     async def chat(self, request: Request) -> Any:
         body = msgspec.json.decode(await request.body())
         self._serving(body["model"])
+        if self.refused_chats:
+            raise self.refused_chats.pop(0)
         text = body["messages"][-1]["content"][::-1]
         head = {"id": "chatcmpl-1", "created": 0, "model": body["model"]}
         if not body.get("stream"):

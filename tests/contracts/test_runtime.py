@@ -16,6 +16,7 @@ from tests import real_models, tiny_translators
 from wherry.errors import InvalidInput
 from wherry.learning.recipes.catalog import find_recipe
 from wherry.models.bundle import Bundle, Manifest, encode_manifest, open_bundle
+from wherry.models.registry.detect import detect
 from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.worker.runtimes.catalog import create_runtime
@@ -197,6 +198,24 @@ def make_forecaster(folder: Path) -> Case:
     return Case(open_bundle(folder), good, bad)
 
 
+def make_xgboost(folder: Path) -> Case:
+    library = pytest.importorskip("xgboost", reason="pip install 'wherry[xgboost]'")
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    library.XGBRegressor(n_estimators=4).fit(rows, rows[:, 0]).save_model(folder / "m.ubj")
+    write(folder, detect(folder))
+    return Case(open_bundle(folder), [{"row": [-1, 0]}, {"row": [1, None]}], {"row": [1]})
+
+
+def make_lightgbm(folder: Path) -> Case:
+    library = pytest.importorskip("lightgbm", reason="pip install 'wherry[lightgbm]'")
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    table = library.Dataset(rows, rows[:, 0] > 0, feature_name=["a", "b"])
+    model = library.train({"objective": "binary", "verbose": -1}, table, 4)
+    model.save_model(folder / "m.txt")
+    write(folder, detect(folder))
+    return Case(open_bundle(folder), [{"row": {"a": -1}}, {"row": {"a": 1}}], {"row": {"c": 1}})
+
+
 def make_penguins(folder: Path) -> Case:
     pytest.importorskip("skops")
     recipe = find_recipe("penguins")
@@ -282,6 +301,8 @@ BATCH_CASES: dict[str, MakeCase] = {
     "ctranslate2": make_translator,
     "onnx seq2seq": make_pair,
     "plugin": make_plugin,
+    "xgboost": make_xgboost,
+    "lightgbm": make_lightgbm,
 }
 
 
@@ -428,7 +449,9 @@ def test_every_built_in_runtime_is_named_in_the_suite():
         "llama_cpp",
         "llama_embeddings",
         "spacy",
+        "lightgbm",
         "static_embeddings",
+        "xgboost",
     }
     elsewhere = {
         "apertium",

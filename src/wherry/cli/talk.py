@@ -36,6 +36,8 @@ SEEING_TASK = "image-text-to-text"
 CHAT_TASKS = ("text-generation", SEEING_TASK)
 Question = str | list[dict[str, Any]]
 """Words, or words and pictures as OpenAI's API has them."""
+NO_TEMPLATE = "has no chat template"
+"""What base models say to a conversation: they go on with a text."""
 FAREWELLS = ("/bye", "/exit", "/quit")
 
 
@@ -157,10 +159,16 @@ def _converse(
     question = (
         _with_pictures(words) if deployment.task == SEEING_TASK else _spell_out(words, prompt)
     )
-    if common.output == "json":
-        print_json(chat.ask(question))
-    else:
-        chat.tell(question)
+    try:
+        if common.output == "json":
+            print_json(chat.ask(question))
+        else:
+            chat.tell(question)
+    except errors.InvalidInput as error:
+        if NO_TEMPLATE not in error.message or system or question != prompt:
+            raise
+        answer = _predict(client, deployment.name, {"prompt": prompt, **params})
+        show(common, answer, lambda: print(visible(prompt + str(answer["text"]))))
 
 
 def _with_pictures(words: Sequence[str]) -> Question:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MODEL_SUFFIXES = (
     *(".skops", ".onnx", ".gguf", ".tflite", ".pt", ".pt2", ".keras", ".h5", ".hdf5"),
+    *(".json", ".ubj", ".txt", ".model", ".lgb"),  # of boosted trees, if their content is
     *(".py", ".pkl", ".pickle", ".joblib"),
 )
 """Single files that the server knows how to import."""

@@ -120,6 +120,8 @@ class PullRequest(Request):
     name: Name | None = None
     """Name of the model; default: the catalogue's name."""
     task: str | None = None
+    labels: list[str] = []
+    options: dict[str, Any] = {}
     sha256: str | None = None
     """Expected digest of a single-file source."""
     dry_run: bool = False

@@ -383,6 +383,8 @@ def plan_pull(principal: Principal, request: schema.PullRequest) -> PullWork:
             source=entry.name,
             name=request.name or entry.name,
             task=request.task,
+            labels=tuple(request.labels),
+            options=request.options,
             recipe=recipe_path(entry.recipe) if entry.recipe else "",
         )
     reference = parse_reference(request.source)
@@ -397,6 +399,8 @@ def plan_pull(principal: Principal, request: schema.PullRequest) -> PullWork:
         source=request.source,
         name=request.name or name_from(reference),
         task=request.task,
+        labels=tuple(request.labels),
+        options=request.options,
         sha256=request.sha256,
         may_name_servers=may_name_servers(principal),
     )

@@ -108,7 +108,10 @@ def pull(shop: Workshop, work: PullWork) -> dict[str, Any]:
         progress=lambda stage, done, total: shop.tell(stage, done, total, unit),
         sha256=work.sha256 or "",
     )
-    return shop.publish(work.name, files, Wish(task=work.task, source=shown_source(source)))
+    wish = Wish(
+        task=work.task, labels=work.labels, options=work.options, source=shown_source(source)
+    )
+    return shop.publish(work.name, files, wish)
 
 
 def pull_entry(shop: Workshop, work: PullWork, entry: CatalogModel) -> dict[str, Any]:
@@ -124,7 +127,8 @@ def pull_entry(shop: Workshop, work: PullWork, entry: CatalogModel) -> dict[str,
     else:
         files = shop.folder / "files"
         (files / MANIFEST).write_text(encode_manifest(entry.manifest), encoding="utf-8")
-    return shop.publish(work.name, files, Wish(task=work.task))
+    wish = Wish(task=work.task, labels=work.labels, options=work.options)
+    return shop.publish(work.name, files, wish)
 
 
 def import_upload(shop: Workshop, work: ImportWork) -> dict[str, Any]:

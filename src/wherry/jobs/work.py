@@ -26,6 +26,8 @@ class PullWork(AnyWork, frozen=True, kw_only=True, tag="pull", tag_field="kind")
     name: str
     task: str | None = None
     sha256: str | None = None
+    labels: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
     recipe: str = ""
     """Import string of the recipe that makes this entry of the catalogue, if one does."""
 

@@ -384,11 +384,79 @@ def test_python_that_is_none_is_refused(tmp_path: Path, code: Any):
         detect(fill(tmp_path, {"model.py": code}), allow_code=True)
 
 
-def test_code_beside_a_model_is_refused(tmp_path: Path):
-    fill(tmp_path, {"net.onnx": onnx_bytes(), "train.py": "print('hi')"})
+def test_a_packages_own_code_beside_a_model_is_left_out(tmp_path: Path):
+    fill(tmp_path, {"net.onnx": onnx_bytes(), "__init__.py": "", "train.py": "print('hi')"})
     for allow_code in (False, True):
-        with pytest.raises(FormatNotAllowed, match=r"train\.py"):
-            detect(tmp_path, allow_code=allow_code)
+        manifest = detect(tmp_path, allow_code=allow_code)
+        assert manifest.runtime == "onnx"
+        assert stored_paths(manifest, ["net.onnx", "train.py"]) == ["net.onnx"]
+
+
+def test_code_alone_is_no_model(tmp_path: Path):
+    fill(tmp_path, {"train.py": "print('hi')", "weights.npz": b"PK"})
+    with pytest.raises(FormatNotAllowed, match=r"train\.py"):
+        detect(tmp_path, allow_code=True)
+
+
+def test_labels_lie_beside_a_model_of_pictures(tmp_path: Path):
+    fill(tmp_path, {"net.onnx": onnx_bytes(), "labels.txt": "cat\ndog\n"})
+    assert detect(tmp_path, task="image-classification").labels == ("cat", "dog")
+    assert detect(tmp_path, task="image-classification", labels=["a", "b"]).labels == ("a", "b")
+    assert detect(tmp_path).labels == ()
+
+
+# ------------------------------------------------------------------------------ strangers' folders
+
+
+@pytest.mark.parametrize("name", ["model_quantized", "model_int8", "model_fp16", "model_q4"])
+def test_graphs_of_transformers_js_are_found_by_their_names(tmp_path: Path, name: str):
+    files = {f"onnx/{name}.onnx": TEXT_GRAPH, "tokenizer.json": TOKENIZER}
+    manifest = detect(fill(tmp_path, files))
+    assert manifest.files[0] == f"onnx/{name}.onnx"
+    fill(tmp_path, {"onnx/decoder_extra.onnx": TEXT_GRAPH, "onnx/model.onnx": TEXT_GRAPH})
+    assert detect(tmp_path).files[0] == "onnx/model.onnx"
+
+
+def test_numbers_for_each_token_are_names_of_tokens(tmp_path: Path):
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Identity", ["input_ids"], ["logits"])
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [value("input_ids", INT64, ["batch", "tokens"])],
+        [value("logits", FLOAT, ["batch", "tokens", 5])],
+    )
+    data = onnx.helper.make_model(graph).SerializeToString()
+    fill(tmp_path, {"tagger.onnx": data, "tokenizer.json": TOKENIZER})
+    assert detect(tmp_path).task == "token-classification"
+    fill(tmp_path, {"config.json": {"architectures": ["BertForMaskedLM"]}})
+    assert detect(tmp_path).task == "feature-extraction"
+
+
+def test_names_that_an_exporter_wrote_into_the_graph_are_its_labels(tmp_path: Path):
+    model = onnx.load_model_from_string(onnx_bytes())
+    onnx.helper.set_model_props(model, {"names": "{0: 'cat', 1: 'dog'}", "stride": "32"})
+    fill(tmp_path, {"net.onnx": model.SerializeToString()})
+    assert detect(tmp_path, task="image-classification").labels == ("cat", "dog")
+    assert detect(tmp_path, task="tensor").labels == ()
+
+
+def test_of_an_encoder_and_a_decoder_the_way_out_is_told(tmp_path: Path):
+    fill(tmp_path, {"encoder.onnx": onnx_bytes(), "decoder.onnx": onnx_bytes()})
+    with pytest.raises(InvalidInput) as refusal:
+        detect(tmp_path)
+    assert "Python class" in refusal.value.hint
+
+
+def test_a_pair_that_hears_is_not_taken_for_a_translator(tmp_path: Path):
+    files = {
+        "onnx/encoder_model.onnx": onnx_bytes(("input_features",), ("last_hidden_state",)),
+        "onnx/decoder_model_merged.onnx": TEXT_GRAPH,
+        "config.json": {"model_type": "whisper"},
+    }
+    with pytest.raises(InvalidInput, match="whisper") as refusal:
+        detect(fill(tmp_path, files))
+    assert "ct2-transformers-converter" in refusal.value.hint
 
 
 # ------------------------------------------------------------------------------ wherry.toml

@@ -371,6 +371,16 @@ def test_another_shape_is_stretched_cut_or_padded() -> None:
     assert (padded[0].max(), padded[5].max()) == (0, 200)
 
 
+@pytest.mark.parametrize("size", [(256, 256), (224, 224), (300, 500)])
+def test_the_middle_is_cut_as_who_resizes_first_and_crops_then(size: tuple[int, int]) -> None:
+    generator = np.random.default_rng(1)
+    smooth = Image.fromarray(generator.integers(0, 256, (4, 4, 3), np.uint8)).resize(size[::-1])
+    whole = smooth.resize((256, 256), Image.Resampling.BILINEAR)
+    expected = np.asarray(whole, dtype=float)[16:240, 16:240]
+    cut = fit(np.asarray(smooth), image_size=[224, 224], image_fit="stretch", crop_scale=0.875)
+    assert np.abs(cut - expected).mean() < 1
+
+
 def test_ink_on_paper_becomes_light_on_dark_only_when_asked() -> None:
     paper = np.full((28, 28, 1), 250, dtype=np.uint8)
     paper[10:18, 12:15] = 10

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.real_models import minilm_folder, minilm_model, minilm_tokenizer
@@ -109,6 +110,20 @@ def test_a_batch_of_mixed_lengths_answers_as_each_text_alone(minilm: OnnxRuntime
         # float noise only: padding and neighbours must not show
         assert np.abs(alone.vector - joined.vector).max() < 1e-5
         assert alone.usage == joined.usage
+
+
+def test_a_prompt_of_the_bundle_comes_before_every_text(
+    minilm: OnnxRuntime, tmp_path: Path
+) -> None:
+    folder = minilm_folder(tmp_path)
+    manifest = open_bundle(folder).manifest
+    options = {**manifest.options, "prompt": "query: "}
+    prompted = OnnxRuntime()
+    prompted.load(Bundle(folder, msgspec.structs.replace(manifest, options=options)), "cpu")
+    (found,) = answer(prompted, TextInput("boats"))
+    (expected,) = answer(minilm, TextInput("query: boats"))
+    assert np.allclose(found.vector, expected.vector, atol=1e-6)
+    assert found.usage == expected.usage
 
 
 def test_tokens_are_counted_without_padding(minilm: OnnxRuntime) -> None:

@@ -13,6 +13,7 @@ from wherry.errors import InvalidInput, MissingExtra, ModelFailed
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest, open_bundle
 from wherry.models.codecs.codec import Call
 from wherry.models.codecs.inference import HEADER_LENGTH, INFERENCE
+from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.generation import TEXT_GENERATION, ChatInput, Message, Sampling
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.tabular import Rows
@@ -424,3 +425,151 @@ def test_a_config_of_echo_is_open():
     manifest = open_bundle(ECHO).manifest
     assert TENSOR.signature(manifest.task_config()).inputs[0].datatype == "FP32"
     assert manifest.task_config() == TaskConfig(signature=OPEN, options={"entry": "model.py:Model"})
+
+
+# ---------------------------------------------------------------------------------- other tasks
+
+
+def answer_plain(tmp_path, task, code, *bodies, **manifest):
+    """What `/predict` would answer to each body, all of them in one batch."""
+    bundle = write_bundle(tmp_path / "m", code, task=task, signature=Signature(), **manifest)
+    runtime = load(bundle)
+    found, config = find_task(task), bundle.manifest.task_config()
+    items = [found.from_plain(body, config) for body in bodies]
+    outputs = run(runtime, *items)
+    return [
+        each if isinstance(each, ItemError) else found.to_plain(each, config) for each in outputs
+    ]
+
+
+FORECASTER = """
+    import numpy as np
+
+    class Model:
+        def predict(self, batch):
+            return [self.repeat(each) for each in batch]
+
+        def repeat(self, series):
+            mean = np.full(series.horizon, series.target[-1])
+            return {"mean": mean, "quantiles": {0.1: mean - 4, 0.5: mean, 0.9: mean + 4}}
+"""
+
+
+def test_a_class_forecasts_each_series_of_each_request(tmp_path):
+    one = {"target": [1, None, 3], "horizon": 2, "quantiles": [0.1, 0.3, 0.9]}
+    many = {"series": [{"target": [5], "id": "a"}, {"target": [7]}], "horizon": 1}
+    first, second = answer_plain(tmp_path, "time-series-forecasting", FORECASTER, one, many)
+    assert first["mean"] == [3, 3]
+    assert {level: column[0] for level, column in first["quantiles"].items()} == pytest.approx(
+        {"0.1": -1, "0.3": 1, "0.9": 7}  # 0.3 lies between two of its own
+    )
+    assert [each["mean"] for each in second["forecasts"]] == [[5], [7]]
+    assert second["forecasts"][0]["id"] == "a"
+
+
+def test_a_class_that_forecasts_means_alone_tells_no_quantiles(tmp_path):
+    code = """
+        class Model:
+            def predict(self, batch):
+                return [[each.target.mean()] * each.horizon for each in batch]
+    """
+    (found,) = answer_plain(
+        tmp_path, "time-series-forecasting", code, {"target": [1, 3], "horizon": 2}
+    )
+    assert (found["mean"], found["quantiles"]) == ([2, 2], {})
+
+
+@pytest.mark.parametrize("asked", [{"quantiles": [0.05]}, {"horizon": 3, "quantiles": [0.99]}])
+def test_quantiles_beyond_a_classs_own_are_refused(tmp_path, asked):
+    (found,) = answer_plain(
+        tmp_path, "time-series-forecasting", FORECASTER, {"target": [1], **asked}
+    )
+    assert isinstance(found, ItemError)
+    assert found.code == InvalidInput.code
+
+
+def test_a_class_compares_pairs_of_texts(tmp_path):
+    code = """
+        class Model:
+            def predict(self, batch):
+                return [len(set(a.split()) & set(b.split())) / 4 for a, b in batch]
+    """
+    body = {"text": "the old boat", "text_pair": "the new boat"}
+    bundle = write_bundle(tmp_path / "m", code, task="text-ranking", signature=Signature())
+    task, config = find_task("text-ranking"), bundle.manifest.task_config()
+    first, second = (spec.name for spec in task.signature(config).inputs)
+    item = task.from_plain(dict(zip((first, second), body.values(), strict=True)), config)
+    (output,) = run(load(bundle), item)
+    assert output.score == 0.5
+
+
+def test_a_class_says_how_likely_one_text_follows_from_another(tmp_path):
+    code = "class Model:\n    def predict(self, batch):\n        return [0.75 for _ in batch]\n"
+    body = {"text": "A boat.", "hypothesis": "It floats."}
+    (found,) = answer_plain(tmp_path, "zero-shot-classification", code, body)
+    assert found["entailment"] == pytest.approx(0.75)
+
+
+def test_a_class_finds_things_in_a_text(tmp_path):
+    code = """
+        class Model:
+            def predict(self, batch):
+                return [
+                    [{"label": "BOAT", "start": text.index("Ada"), "end": text.index("Ada") + 3}]
+                    if "Ada" in text else [{"label": "BOAT", "start": 0, "end": 99}]
+                    for text in batch
+                ]
+    """
+    found, wrong = answer_plain(
+        tmp_path, "token-classification", code, {"text": "The Ada sails."}, {"text": "Nothing."}
+    )
+    (entity,) = found["entities"]
+    assert (entity["label"], entity["start"], entity["end"], entity["text"]) == (
+        "BOAT",
+        4,
+        7,
+        "Ada",
+    )
+    assert isinstance(wrong, ItemError)  # outside of the text
+
+
+def test_a_class_finds_things_on_a_picture_in_the_clients_pixels(tmp_path):
+    code = """
+        class Model:
+            def predict(self, batch):
+                return [
+                    [
+                        {"label": "dim", "score": 0.2, "box": [0, 0, 1, 1]},
+                        {"label": "boat", "score": 0.9, "box": [1, 0, picture.shape[1], 2]},
+                    ]
+                    for picture in batch
+                ]
+    """
+    picture = np.zeros((4, 6, 3), dtype=int).tolist()
+    (found,) = answer_plain(
+        tmp_path, "object-detection", code, {"image": picture, "threshold": 0.5}
+    )
+    (box,) = found["boxes"] if "boxes" in found else found["objects"]
+    assert box["label"] == "boat"
+    assert list(box["box"].values()) == [1, 0, 6, 2]
+
+
+def test_a_class_reads_and_measures_pictures(tmp_path):
+    picture = {"image": np.full((2, 2, 3), 7, dtype=int).tolist()}
+    vector = (
+        "class Model:\n    def predict(self, batch):\n        return [[1.0, 2.0]] * len(batch)\n"
+    )
+    (found,) = answer_plain(tmp_path, "image-feature-extraction", vector, picture)
+    assert found["embedding"] == [1, 2]
+    text = "class Model:\n    def predict(self, batch):\n        return ['AHOY'] * len(batch)\n"
+    (read,) = answer_plain(tmp_path, "image-to-text", text, picture)
+    assert read["text"] == "AHOY"
+
+
+@pytest.mark.parametrize("task", ["translation", "summarization"])
+def test_a_class_makes_a_text_of_a_text_and_characters_are_counted(tmp_path, task):
+    code = "class Model:\n    def predict(self, batch):\n        return [t[::-1] for t in batch]\n"
+    bundle = write_bundle(tmp_path / "m", code, task=task, signature=Signature())
+    item = find_task(task).from_plain({"text": "boat"}, bundle.manifest.task_config())
+    (output,) = run(load(bundle), item)
+    assert (output.text, output.usage.characters) == ("taob", 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,17 @@ def test_the_layout_of_sentence_transformers_is_found(tmp_path: Path):
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Normalize"}]')
     manifest = detect(tmp_path)
     assert manifest.files[0] == "0_StaticEmbedding/model.safetensors"
-    assert manifest.options == {"drop_unknown": False, "normalise": True}
+    # sentence-transformers cuts only where the tokenizer's file says so
+    assert manifest.options == {"drop_unknown": False, "normalise": True, "max_tokens": 1 << 17}
+    tokenizer = json.loads((inner / "tokenizer.json").read_text())
+    tokenizer["truncation"] = {
+        "direction": "Right",
+        "max_length": 128,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    (inner / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert detect(tmp_path).options["max_tokens"] == 128
     assert answer(load(tmp_path), "boat")[0].vector.shape == (STATIC_DIMENSIONS,)
 
 

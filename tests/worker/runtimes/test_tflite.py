@@ -224,3 +224,68 @@ def test_joints_are_told_in_pixels_of_the_picture_that_was_sent(
 
 def test_a_picture_without_a_body_has_no_pose(pose: TfliteRuntime):
     assert find_poses(pose, as_png(Image.new("RGB", (300, 200), "grey"))) == []
+
+
+# ------------------------------------------------------------------------------ quantised pictures
+
+
+def write_flattener(path: Path, kind: int, scale: float, zero: int) -> None:
+    """A classifier of 2 x 2 pixels that tells its own pixels, as probabilities in 256 steps."""
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RESHAPE
+    flatten = schema.OperatorT()
+    flatten.inputs, flatten.outputs = [0], [1]
+    flatten.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+    flatten.builtinOptions = schema.ReshapeOptionsT()
+    flatten.builtinOptions.newShape = [1, 12]
+    least = 0 if kind == schema.TensorType.UINT8 else -128
+    graph = schema.SubGraphT()
+    graph.tensors = [
+        make_tensor("pixels", [1, 2, 2, 3], kind, scale, zero),
+        make_tensor("scores", [1, 12], kind, 1 / 256, least),
+    ]
+    graph.inputs, graph.outputs, graph.operators = [0], [1], [flatten]
+    model = schema.ModelT()
+    model.version, model.operatorCodes = 3, [code]
+    model.subgraphs, model.buffers = [graph], [schema.BufferT()]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+
+
+def classify(runtime: TfliteRuntime, pixels: np.ndarray) -> np.ndarray:
+    task = find_task("image-classification")
+    (item,) = task.from_tensors({"image": pixels[np.newaxis]}, task_config())
+    (output,) = runtime.run([runtime.prepare(item)])
+    return output.scores
+
+
+def task_config() -> Any:
+    return Manifest(task="image-classification", runtime="tflite").task_config()
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "zero"),
+    [
+        (schema.TensorType.UINT8, 1 / 255, 0),  # 0 to 1
+        (schema.TensorType.UINT8, 1 / 128, 128),  # -1 to 1, as MobileNet
+        (schema.TensorType.INT8, 1 / 128, 0),
+        (schema.TensorType.UINT8, 0.0126, 131),  # wider than the pixels it was trained with
+    ],
+)
+def test_quantised_pixels_go_in_as_they_are_if_nobody_says_else(
+    tmp_path: Path, kind: int, scale: float, zero: int
+):
+    write_flattener(tmp_path / "m.tflite", kind, scale, zero)
+    runtime = load(tmp_path / "m.tflite", "image-classification")
+    pixels = np.arange(0, 240, 20, dtype=np.uint8).reshape(2, 2, 3)
+    # probabilities of a quantised softmax need not sum to 1, and are probabilities all the same
+    assert np.allclose(classify(runtime, pixels), pixels.ravel() / 256, atol=1 / 512)
+
+
+def test_a_bundle_that_says_how_pixels_go_in_is_believed(tmp_path: Path):
+    write_flattener(tmp_path / "m.tflite", schema.TensorType.UINT8, 1 / 255, 0)
+    pixels = np.full((2, 2, 3), 200, dtype=np.uint8)
+    for options in ({"pixel_scale": 1 / 510}, {"std": 2}, {"std": [2, 2, 2], "mean": 0}):
+        runtime = load(tmp_path / "m.tflite", "image-classification", options=options)
+        assert np.allclose(classify(runtime, pixels), 100 / 256, atol=1 / 512)

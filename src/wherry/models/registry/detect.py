@@ -12,9 +12,11 @@ import msgspec
 from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
 from wherry.models.registry import (
+    class_names,
     huggingface,
     python_code,
     skops_schema,
+    tflite_metadata,
     torch_folder,
     translators,
     whisper,
@@ -22,6 +24,7 @@ from wherry.models.registry import (
 from wherry.models.registry.manifest import check_manifest, stored_paths
 from wherry.models.tasks.task import Signature, TensorSpec
 from wherry.models.trust import spacy_folder
+from wherry.models.trust.boosters import is_booster, read_booster
 from wherry.models.trust.files import MAX_FILES, list_paths, open_regular
 from wherry.models.trust.formats import PICKLE_SUFFIXES, TOKENIZER_NAMES, check_bundle
 from wherry.models.trust.gguf import check_gguf
@@ -33,8 +36,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 ANY_TENSOR = Signature((TensorSpec("X", "", ()),), (TensorSpec("X", "", ()),))
 """Of a Python class that says nothing else: one tensor `X` in and out, of any datatype and shape."""
 IGNORED_NAMES = frozenset({"__pycache__", "__MACOSX"})
-PREFERRED_ONNX = ("model.onnx", "onnx/model.onnx")
-"""Where Hugging Face's exporters put the graph of full precision."""
+ONNX_VARIANTS = ("", "_quantized", "_int8", "_uint8", "_fp16", "_q4", "_q4f16", "_bnb4")
+PREFERRED_ONNX = tuple(f"{at}model{each}.onnx" for each in ONNX_VARIANTS for at in ("", "onnx/"))
+"""Where Hugging Face's exporters and transformers.js put a graph; full precision before less."""
 CLASSIFIER_OUTPUTS = (
     {"label", "probabilities"},
     {"output_label", "output_probability"},
@@ -57,16 +61,22 @@ RUNTIME_FORMATS = {
     "tensorflow": {"saved-model"},
     "ctranslate2": {"ctranslate2"},
     "transformers": {"safetensors"},
+    "xgboost": {"xgboost"},
+    "lightgbm": {"lightgbm"},
 }
 """Runtime → formats that its main file may have; other runtimes open what they like."""
 
 GRAPH_SUFFIXES = {"torch": (".pt2", ".pt"), "keras": (".keras", ".h5", ".hdf5")}
 """Runtimes whose file says all that is needed, and how their files are called."""
 
+BOOSTER_SUFFIXES = (".json", ".ubj", ".txt", ".model", ".lgb")
+"""How XGBoost's and LightGBM's files are mostly called; their content decides."""
+
 SUPPORTED = (
-    "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; a SavedModel; a "
-    "Hugging Face folder with tokenizer.json and model.onnx, or config.json and model.safetensors; "
-    "encoder_model.onnx with its decoder; a spaCy pipeline; a translator or a Whisper folder with "
+    "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; trees of XGBoost "
+    "(.json, .ubj) or LightGBM (.txt); a SavedModel; a Hugging Face folder with tokenizer.json and "
+    "model.onnx, or config.json and model.safetensors; encoder_model.onnx with its decoder; a spaCy "
+    "pipeline; a translator or a Whisper folder with "
     "model.bin (CTranslate2) and tokenizer.json; model.py with a class Model; or a folder with "
     "wherry.toml"
 )
@@ -108,6 +118,7 @@ def detect(
         manifest = read_manifest(folder / MANIFEST)
     else:
         manifest = _detect_kind(folder, paths, wishes, allow_code=allow_code)
+        manifest = _name_classes(folder, paths, manifest)
     manifest = _apply_wishes(manifest, wishes)
     check_manifest(manifest, paths)
     _check_content(folder, manifest, paths, allow_code=allow_code, allow_pickle=allow_pickle)
@@ -149,7 +160,6 @@ def _detect_kind(
     entry = python_code.find_entry(folder, by_suffix.get(".py", []), wishes.options)
     if entry is not None:
         return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
-    _refuse_stray_code(by_suffix.get(".py", []))
     if pair := translators.find_onnx_pair(folder, by_suffix.get(".onnx", [])):
         return _detect_translator(folder, paths, "onnx", pair, wishes)
     if translator := translators.find_ctranslate2(folder, by_suffix.get(".bin", [])):
@@ -166,7 +176,7 @@ def _detect_kind(
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):
-        return Manifest(wishes.task or "tensor", "tflite", files=(_choose_only(tflite),))
+        return _detect_tflite(folder, _choose_only(tflite), wishes)
     if SAVED_MODEL in paths:
         return _detect_saved_model(paths, wishes)
     for runtime, suffixes in GRAPH_SUFFIXES.items():
@@ -192,6 +202,10 @@ def _detect_kind(
             files=(*weights, *details.files),
             options=details.options,
         )
+    claimed = [path for suffix in BOOSTER_SUFFIXES for path in by_suffix.get(suffix, [])]
+    if boosters := [path for path in claimed if _is_booster(folder / path)]:
+        return _detect_booster(folder, _choose_only(boosters), wishes)
+    _refuse_stray_code(by_suffix.get(".py", []))
     raise InvalidInput(
         f"no model was found; the folder holds {_list_some(paths)}",
         hint=_explain_missing(by_suffix),
@@ -230,7 +244,10 @@ def _detect_onnx(
     files = (main, *(str(parent / each) for each in model.external_files))
     if huggingface.is_text_model(paths, model):
         found_task, details = huggingface.describe_text_model(
-            folder, paths, {tensor.name for tensor in model.signature.outputs}, wishes.task
+            folder,
+            paths,
+            {tensor.name: len(tensor.shape) for tensor in model.signature.outputs},
+            wishes.task,
         )
     elif huggingface.is_image_model(folder, paths):
         found_task, details = huggingface.describe_image_model(folder)
@@ -268,6 +285,8 @@ def _signature_for(task: str, model: OnnxModel) -> Signature:
 
 
 def _classes_for(task: str, model: OnnxModel) -> tuple[str, ...]:
+    if task in class_names.NAMED_TASKS:
+        return class_names.names_in_metadata(model.metadata)
     return model.classes if task == "tabular-classification" else ()
 
 
@@ -294,9 +313,11 @@ def _detect_saved_model(paths: Sequence[str], wishes: Wishes) -> Manifest:
 
 def _choose_only(found: Sequence[str]) -> str:
     if len(found) > 1:
+        are_pair = any("decoder" in path for path in found)
+        pair = "; a Python class can run several graphs (docs/custom-models.md)"
         raise InvalidInput(
             f"there are {len(found)} models: {_list_some(found)}",
-            hint=f"keep one, or name it in {MANIFEST} as files = ['{found[0]}']",
+            hint=f"keep one, or name it in {MANIFEST} as files = ['{found[0]}']" + pair * are_pair,
         )
     return found[0]
 
@@ -347,12 +368,46 @@ def _choose_gguf(found: Sequence[str]) -> tuple[str, ...]:
     return tuple(expected)
 
 
+def _detect_tflite(folder: Path, main: str, wishes: Wishes) -> Manifest:
+    """The graph's own tensors, or a task of pictures with what the file says of itself."""
+    task = wishes.task or "tensor"
+    if task not in class_names.NAMED_TASKS:
+        return Manifest(task, "tflite", files=(main,))
+    said = tflite_metadata.read_metadata(folder / main)
+    return Manifest(task, "tflite", labels=said.labels, files=(main,), options=said.options)
+
+
+def _is_booster(path: Path) -> bool:
+    with open_regular(path) as file:
+        return is_booster(file.read(32))
+
+
+def _detect_booster(folder: Path, main: str, wishes: Wishes) -> Manifest:
+    """Trees, with the columns that they were trained on: any value may be missing."""
+    facts = read_booster(folder / main)
+    task = wishes.task or facts.task
+    names = facts.features if task.startswith("tabular") else ()
+    columns = [{"name": name, "required": False} for name in names]
+    options = {"columns": columns} if columns else {}
+    return Manifest(task, facts.runtime, files=(main,), options=options)
+
+
+def _name_classes(folder: Path, paths: Sequence[str], manifest: Manifest) -> Manifest:
+    """With the names that a file beside the model has, where the model has none itself."""
+    if manifest.labels or manifest.task not in class_names.NAMED_TASKS:
+        return manifest
+    labels = class_names.find_names_file(folder, paths, manifest.files[0])
+    return msgspec.structs.replace(manifest, labels=labels)
+
+
 def _refuse_stray_code(found: Sequence[str]) -> None:
+    """Code beside a model, such as a package's own, is left out; alone it is not a model."""
     if found:
         raise FormatNotAllowed(
-            f"the folder holds Python code ({_list_some(found)}) but no class Model",
-            hint="remove the code if the model runs without it; else write model.py with a class "
-            "Model that has a method predict",
+            f"the folder holds Python code ({_list_some(found)}) but no class Model, and no model "
+            "that runs without code",
+            hint="write model.py with a class Model that has a method predict, and name the package "
+            "that the code is of in requirements.txt (docs/custom-models.md)",
         )
 
 
@@ -402,7 +457,8 @@ def _explain_missing(by_suffix: Mapping[str, Sequence[str]]) -> str:
     if {".safetensors", ".bin", ".pth"} & by_suffix.keys():
         return (
             "PyTorch weights are served as safetensors with their config.json: save them so, or "
-            "export the model to ONNX or TorchScript; "
+            "export the model to ONNX or TorchScript; or let a Python class open them with the "
+            "library that they are of (docs/custom-models.md); "
         ) + SUPPORTED
     return SUPPORTED
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from wherry.errors import InvalidInput
+from wherry.models.registry.config_files import MAX_VOCABULARY_BYTES
 from wherry.models.registry.config_files import architecture_of as _architecture
 from wherry.models.registry.config_files import read_config as _read_config
 from wherry.models.registry.config_files import read_json as _read_json
+from wherry.models.registry.picture_steps import fit_options
+from wherry.models.registry.sentence_modules import MODULES, describe_modules
+from wherry.models.trust.files import open_regular
 from wherry.models.trust.onnx import OnnxModel
 from wherry.models.trust.safetensors import tensor_names
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-POOLING = "1_Pooling/config.json"
-MODULES = "modules.json"
 MAX_TOKENS = 1 << 17
 STATIC_TABLES = frozenset({"embeddings", "embedding.weight"})
 PAIR_TASKS = ("text-ranking", "sentence-similarity")
 LABEL_TASKS = ("text-classification", "token-classification", "zero-shot-classification")
+USUAL_POOLING = {"pooling": "mean", "normalise": True}
+"""Of a folder that sentence-transformers did not write."""
 OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Model types whose position ids begin at 2, so that two of their positions are never used."""
 
@@ -66,9 +69,9 @@ def _find_image_kind(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]
 
 
 def describe_text_model(
-    folder: Path, paths: Sequence[str], outputs: Collection[str], task: str | None
+    folder: Path, paths: Sequence[str], outputs: Mapping[str, int], task: str | None
 ) -> tuple[str, Details]:
-    """Task, labels, options and files of an encoder of texts, whose outputs may tell its task."""
+    """Task, labels, options and files of an encoder of texts, whose outputs' ranks may tell its task."""
     config = _read_config(folder, CONFIG)
     task = task or _find_text_task(config, outputs)
     options: dict[str, Any] = {}
@@ -76,11 +79,13 @@ def describe_text_model(
         options["max_tokens"] = limit
     if task in ("text-classification", *PAIR_TASKS):
         options |= _score_options(config, task)
-    elif task == "feature-extraction":
-        options |= _pooling_options(folder)
+    layers: tuple[str, ...] = ()
+    if task == "feature-extraction":
+        found, layers = describe_modules(folder, paths, USUAL_POOLING)
+        options |= found
     labels = _labels(config) if task in LABEL_TASKS else ()
     files = tuple(path for path in (TOKENIZER, CONFIG) if path in paths)
-    return task, Details(labels, options, files)
+    return task, Details(labels, options, (*files, *layers))
 
 
 def find_static_table(folder: Path, paths: Sequence[str]) -> str:
@@ -95,7 +100,10 @@ def find_static_table(folder: Path, paths: Sequence[str]) -> str:
 def static_options(folder: Path, table: str) -> dict[str, Any]:
     """What model2vec or sentence-transformers wrote of it."""
     config = _read_config(folder, CONFIG)
-    options: dict[str, Any] = {"drop_unknown": "embeddings" in tensor_names(folder / table)}
+    is_model2vec = "embeddings" in tensor_names(folder / table)
+    options: dict[str, Any] = {"drop_unknown": is_model2vec}
+    if not is_model2vec:  # sentence-transformers cuts where the tokenizer's file says, or nowhere
+        options["max_tokens"] = _truncation((folder / table).with_name(TOKENIZER)) or MAX_TOKENS
     modules = _read_json(folder, MODULES)
     if isinstance(config.get("normalize"), bool):
         options["normalise"] = config["normalize"]
@@ -107,11 +115,23 @@ def static_options(folder: Path, table: str) -> dict[str, Any]:
     return options
 
 
-def read_modules(folder: Path) -> list[str]:
-    """What a model of sentence-transformers is made of: the types of its modules."""
-    modules = _read_json(folder, MODULES)
-    found = modules if isinstance(modules, list) else []
-    return [str(each.get("type")) for each in found if isinstance(each, dict)]
+class _Truncation(msgspec.Struct):
+    max_length: int = 0
+
+
+class _TokenizerFile(msgspec.Struct):
+    truncation: _Truncation | None = None
+
+
+def _truncation(tokenizer: Path) -> int:
+    """How many tokens a tokenizer's file leaves; 0 if it says nothing."""
+    with open_regular(tokenizer) as file:
+        data = file.read(MAX_VOCABULARY_BYTES)
+    try:
+        found = msgspec.json.decode(data, type=_TokenizerFile).truncation
+    except msgspec.MsgspecError:
+        return 0
+    return found.max_length if found and 0 < found.max_length <= MAX_TOKENS else 0
 
 
 def describe_image_model(folder: Path) -> tuple[str, Details]:
@@ -121,8 +141,7 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
     kind = _find_image_kind(config)
     assert kind is not None
     task, options = kind[0], dict(kind[1])
-    if size := _image_size(steps):
-        options["image_size"] = size
+    options |= fit_options(steps)
     if steps.get("do_rescale", True):
         options["pixel_scale"] = _number(steps.get("rescale_factor")) or 1 / 255
     else:
@@ -135,7 +154,7 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
     return task, details
 
 
-def _find_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
+def _find_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> str:
     """What the architecture says; a head for sequences may do three things."""
     architecture = _architecture(config)
     if "ForTokenClassification" in architecture:
@@ -151,8 +170,11 @@ def _find_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
     return "text-classification"
 
 
-def _guess_text_task(config: Mapping[str, Any], outputs: Collection[str]) -> str:
-    if "logits" in outputs and _has_own_labels(config):
+def _guess_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> str:
+    rank = outputs.get("logits")
+    if rank == 3 and "ForMaskedLM" not in _architecture(config):
+        return "token-classification"  # numbers for each token, of which no mean says anything
+    if rank is not None and _has_own_labels(config):
         return "text-classification"
     return "feature-extraction"
 
@@ -191,22 +213,6 @@ def _pair_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"function": "none"} if str(named).endswith(".Identity") else {}
 
 
-def _pooling_options(folder: Path) -> dict[str, Any]:
-    """What sentence-transformers wrote; without it mean and unit length, its usual choice."""
-    pooling = _read_config(folder, POOLING)
-    options: dict[str, Any] = {"pooling": "mean", "normalise": True}
-    if pooling.get("pooling_mode_cls_token"):
-        options["pooling"] = "cls"
-    elif pooling.get("pooling_mode_lasttoken"):
-        options["pooling"] = "last"
-    elif pooling.get("pooling_mode_max_tokens"):
-        raise InvalidInput("the model pools by maximum, which is not supported")
-    modules = _read_json(folder, MODULES)
-    if isinstance(modules, list):
-        options["normalise"] = any("Normalize" in str(each) for each in modules)
-    return options
-
-
 def _max_tokens(folder: Path, config: Mapping[str, Any]) -> int:
     """The least of the limits that the files claim; 0 if they claim none."""
     claimed = [
@@ -219,14 +225,6 @@ def _max_tokens(folder: Path, config: Mapping[str, Any]) -> int:
         claimed.append(positions - unused)
     limits = [limit for limit in claimed if type(limit) is int and 3 <= limit <= MAX_TOKENS]
     return min(limits, default=0)
-
-
-def _image_size(steps: Mapping[str, Any]) -> list[int] | None:
-    """Height and width, where both are said."""
-    size = steps.get("crop_size") if steps.get("do_center_crop") else steps.get("size")
-    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
-    found = [side for side in sides if type(side) is int and side > 0]
-    return found if len(found) == 2 else None
 
 
 def _numbers(value: Any) -> list[float] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from wherry.errors import InvalidInput
 from wherry.models.registry import huggingface, translators
@@ -16,7 +15,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 GENERATORS = ("ForCausalLM", "LMHeadModel")
-DENSE_LAYER = "Dense"
 
 
 def find_weights(folder: Path, paths: Sequence[str]) -> tuple[str, ...]:
@@ -48,21 +46,10 @@ def describe_folder(folder: Path, paths: Sequence[str], task: str | None) -> tup
             "the folder has no 'tokenizer.json'",
             hint="save it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
         )
-    _refuse_dense(folder)
-    task, details = huggingface.describe_text_model(folder, paths, (), task)
-    options: dict[str, Any] = dict(details.options)
-    return task, Details(details.labels, options, companions)
+    task, details = huggingface.describe_text_model(folder, paths, {}, task)
+    files = tuple(dict.fromkeys((*companions, *details.files)))
+    return task, Details(details.labels, details.options, files)
 
 
 def _has(architecture: str, names: Sequence[str]) -> bool:
     return any(name in architecture for name in names)
-
-
-def _refuse_dense(folder: Path) -> None:
-    """A layer of sentence-transformers' own, which transformers does not know."""
-    modules = huggingface.read_modules(folder)
-    if any(kind.endswith(DENSE_LAYER) for kind in modules):
-        raise InvalidInput(
-            "the model of sentence-transformers has a dense layer after the pooling",
-            hint="export it to ONNX with that layer",
-        )

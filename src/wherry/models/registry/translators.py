@@ -44,7 +44,7 @@ DECODERS = (
     ("decoder_model", "decoder_with_past_model"),
     ("decoder_model",),
 )
-QUANTIZED = ("", "_quantized")
+QUANTIZED = ("", "_quantized", "_int8", "_uint8", "_fp16", "_q4", "_q4f16", "_bnb4")
 CTRANSLATE2 = "model.bin"
 TRANSFORMER_SPEC = "TransformerSpec"
 HEAD_BYTES = 64
@@ -97,8 +97,23 @@ def find_onnx_pair(folder: Path, paths: Sequence[str]) -> tuple[str, ...]:
                         str(PurePosixPath(path).with_name(f"{name}{suffix}.onnx")) for name in names
                     ]
                     if all(each in paths for each in beside):
+                        _check_reads_text(folder, path)
                         return _with_tensors(folder, (path, *beside))
     return ()
+
+
+def _check_reads_text(folder: Path, encoder: str) -> None:
+    """Pairs that read sounds or pictures have the same names."""
+    inputs = [each.name for each in check_onnx(folder / encoder).signature.inputs]
+    if "input_ids" in inputs:
+        return
+    kind = read_config(folder, "config.json").get("model_type", "unknown type")
+    raise InvalidInput(
+        f"{encoder!r} reads {', '.join(map(repr, inputs))}, no text: pairs of graphs are served for "
+        f"translation and summarization, and this is {kind!r}",
+        hint="Whisper: convert it with ct2-transformers-converter; others: a Python class that runs "
+        "both graphs (docs/custom-models.md), or each graph by itself as tensors",
+    )
 
 
 def _with_tensors(folder: Path, paths: Sequence[str]) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ class ImageOptions(msgspec.Struct, frozen=True):
     image_fit: Literal["stretch", "crop", "pad"] = "stretch"
     """How another aspect ratio is handled: distort, cut the longer side, or add a border."""
     crop_scale: float = 1.0
-    """For `crop`: which part of the shorter side is kept, e.g. 0.875 for 224 out of 256."""
+    """For `crop`: which part of the shorter side is kept, e.g. 0.875 for 224 out of 256; for
+    `stretch`: which part of each side."""
     pad_place: Literal["both", "end"] = "both"
     """For `pad`: the border is on both sides, or only at the right or the bottom."""
     pad_value: int | None = None
@@ -66,7 +67,8 @@ def image_options(options: Mapping[str, Any]) -> ImageOptions:
 def fit_image(pixels: np.ndarray, options: ImageOptions) -> np.ndarray:
     """The picture as the model wants it: uint8 [height, width] for `L`, else [height, width, 3]."""
     invert = options.invert == "always" or (options.invert == "auto" and _has_light_border(pixels))
-    if options.image_size and pixels.shape[:2] != options.image_size:
+    is_cut = options.crop_scale < 1 and options.image_fit != "pad"
+    if options.image_size and (is_cut or pixels.shape[:2] != options.image_size):
         border = options.pad_value if options.pad_value is not None else 255 if invert else 0
         pixels = _resize(pixels, options, border)
     pixels = _convert_mode(pixels, options.image_mode)
@@ -83,11 +85,9 @@ def frame_of(size: tuple[int, int], options: ImageOptions) -> Frame:
         inner_height, inner_width = _inner_size(size, options.image_size)
         top, left = _border(options, inner_height, inner_width)
         return Frame(height / inner_height, width / inner_width, -float(top), -float(left))
-    if options.image_fit == "crop":
-        left, top, right, bottom = _crop_box(size, options)
-        down, across = (bottom - top) / wanted_height, (right - left) / wanted_width
-        return Frame(down, across, top / down, left / across)
-    return Frame(height / wanted_height, width / wanted_width)
+    left, top, right, bottom = _crop_box(size, options)
+    down, across = (bottom - top) / wanted_height, (right - left) / wanted_width
+    return Frame(down, across, top / down, left / across)
 
 
 def _resize(pixels: np.ndarray, options: ImageOptions, border: int) -> np.ndarray:
@@ -97,12 +97,10 @@ def _resize(pixels: np.ndarray, options: ImageOptions, border: int) -> np.ndarra
     squeezed = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
     picture = image.fromarray(np.ascontiguousarray(squeezed))
     method = image.Resampling[options.resample.upper()]
-    if options.image_fit == "crop":
-        picture = picture.resize((width, height), method, _crop_box(pixels.shape[:2], options))
-    elif options.image_fit == "pad":
+    if options.image_fit == "pad":
         picture = _pad(picture, options, border, method)
     else:
-        picture = picture.resize((width, height), method)
+        picture = picture.resize((width, height), method, _crop_box(pixels.shape[:2], options))
     return np.asarray(picture).reshape(height, width, pixels.shape[2])
 
 
@@ -137,9 +135,12 @@ def _border(options: ImageOptions, inner_height: int, inner_width: int) -> tuple
 
 
 def _crop_box(size: tuple[int, int], options: ImageOptions) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the middle of a picture that has the wanted shape."""
+    """Left, top, right and bottom of what is kept: for `crop` the middle of the wanted shape."""
     assert options.image_size is not None
     (height, width), (wanted_height, wanted_width) = size, options.image_size
+    if options.image_fit == "stretch":
+        across, down = (side * (1 - options.crop_scale) / 2 for side in (width, height))
+        return across, down, width - across, height - down
     scale = min(height / wanted_height, width / wanted_width) * options.crop_scale
     left = (width - wanted_width * scale) / 2
     top = (height - wanted_height * scale) / 2

@@ -17,6 +17,7 @@ import msgspec
 from wherry.errors import CodeNotAllowed, FormatNotAllowed
 from wherry.models.bundle import MANIFEST, safe_relative_path
 from wherry.models.trust import archives
+from wherry.models.trust.boosters import is_booster, read_booster
 from wherry.models.trust.ctranslate2 import check_ctranslate2, is_ctranslate2
 from wherry.models.trust.files import open_regular
 from wherry.models.trust.gguf import MAGIC as GGUF_MAGIC
@@ -249,6 +250,8 @@ def _check_by_name(path: Path, head: bytes) -> str:
     if suffix == ".safetensors":
         check_safetensors(path)
         return "safetensors"
+    if is_booster(head):
+        return read_booster(path).runtime
     if suffix in SENTENCEPIECE_SUFFIXES:
         check_sentencepiece(path)
         return "sentencepiece"

@@ -25,6 +25,9 @@ MAX_GRAPH_DEPTH = 16
 MAX_DIMENSIONS = 64
 MAX_CLASSES = 10_000
 """Most classes whose names are read."""
+MAX_METADATA = 64
+"""Entries that an exporter may have written of the model; more, and longer ones, are left out."""
+MAX_METADATA_BYTES = 1 << 16
 ALLOWED_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 )
@@ -66,6 +69,8 @@ class OnnxModel(msgspec.Struct):
     external: list[ExternalData]
     classes: tuple[str, ...] = ()
     """Names of the classes of a classifier of tables, where a node of it holds them."""
+    metadata: dict[str, str] = {}
+    """What the exporter wrote of it, in its own words."""
 
     @property
     def external_files(self) -> list[str]:
@@ -126,6 +131,7 @@ class _Walk:
         ir_version = 0
         opsets: dict[str, int] = {}
         own_domains: set[str] = set()
+        metadata: dict[str, str] = {}
         for field in self._message.fields():
             match field.number:
                 case 1:
@@ -137,6 +143,8 @@ class _Walk:
                 case 8:
                     domain, version = _read_opset(self._message.inner(field))
                     opsets[domain] = version
+                case 14 if len(metadata) < MAX_METADATA:
+                    metadata |= _read_metadata(self._message.inner(field))
                 case 20:
                     raise FormatNotAllowed("it has training information", hint="export inference")
                 case 25:
@@ -147,7 +155,7 @@ class _Walk:
             raise FormatNotAllowed("it has no graph, or no operator set")
         signature = self._walk_top_graph(graph)
         self._refuse_domains(own_domains)
-        return OnnxModel(signature, opsets, self._external, self._classes)
+        return OnnxModel(signature, opsets, self._external, self._classes, metadata)
 
     def _refuse_domains(self, own_domains: set[str]) -> None:
         if foreign := self._domains - ALLOWED_DOMAINS - own_domains:
@@ -339,6 +347,17 @@ def _read_name(message: Message, number: int) -> str:
 
 def _read_entry(entry: Message) -> tuple[str, str]:
     return _read_name(entry, 1), _read_name(entry, 2)
+
+
+def _read_metadata(entry: Message) -> dict[str, str]:
+    """What a publisher wrote, if it is short; nobody has to write it in UTF-8."""
+    parts = {field.number: bytes(entry.data(field)) for field in entry.fields()}
+    key, value = parts.get(1, b""), parts.get(2, b"")
+    return {} if len(key) + len(value) > MAX_METADATA_BYTES else {_plain(key): _plain(value)}
+
+
+def _plain(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def _read_external(entries: dict[str, str]) -> ExternalData:

@@ -32,6 +32,8 @@ BUILT_IN: dict[str, tuple[str, str]] = {
         "wherry.worker.runtimes.llama_embeddings:LlamaEmbeddingsRuntime",
         "llama-cpp",
     ),
+    "lightgbm": ("wherry.worker.runtimes.lightgbm:LightgbmRuntime", "lightgbm"),
+    "xgboost": ("wherry.worker.runtimes.xgboost:XgboostRuntime", "xgboost"),
     "python_class": ("wherry.worker.runtimes.python_class:PythonClassRuntime", ""),
     "python_stream": ("wherry.worker.runtimes.python_class:PythonStreamRuntime", ""),
     "transformers": ("wherry.worker.runtimes.transformers:TransformersRuntime", "transformers"),

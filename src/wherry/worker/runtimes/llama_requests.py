@@ -125,8 +125,8 @@ def _build_chat(
     if not facts.has_template:
         raise InvalidInput(
             "this model has no chat template: it continues texts, and was not made to converse",
-            hint="ask /v1/completions, or set the bundle's option chat_template: 'plain', a file "
-            "of the bundle, or a template's text",
+            hint="ask /v1/completions, or import it with the option chat_template (wherry import "
+            "-p chat_template=plain): 'plain', a file of the bundle, or a template's text",
             param="messages",
         )
     item = _with_system(item, facts)

@@ -19,6 +19,8 @@ depends on the task:
 | feature-extraction | str | vector |
 | image-classification | uint8 array [height, width, channels] | dict: label → score |
 
+Those of other tasks: `python_answers.py`, and docs/custom-models.md.
+
 For `text-generation` the runtime is `python_stream` and the class has, instead of `predict`,
 `stream(self, request: dict)`: an iterator of pieces of text (`str`). A piece counts as one output
 token; a dict piece says its own `text`, `input_tokens`, `output_tokens` and `finish_reason`. Option
@@ -38,6 +40,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -62,6 +65,7 @@ from wherry.models.tasks.tensor import count_rows, rows_usage
 from wherry.worker.runtimes.chat_prompt import forced_tools
 from wherry.worker.runtimes.json_conformance import conforms
 from wherry.worker.runtimes.json_schema_guard import guard_schema
+from wherry.worker.runtimes.python_answers import Several
 from wherry.worker.runtimes.python_items import find_adapter
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 from wherry.worker.runtimes.stop_texts import StopFinder
@@ -94,6 +98,8 @@ class PythonClassRuntime:
         payload = self.pack(item)
         has_rows = isinstance(payload, dict)
         rows = count_rows(payload, self.inputs) if has_rows else 1
+        if isinstance(payload, Several):
+            rows = len(payload)
         # a request without rows takes its turn like any other
         return Prepared((payload, item, rows), rows=max(rows, 1))
 
@@ -117,11 +123,17 @@ class PythonClassRuntime:
 
     def predict(self, items: list[Any]) -> list[Any]:
         """The class's own results, one an item."""
+        parts = [item if isinstance(item, Several) else [item] for item in items]
+        single = [each for part in parts for each in part]
         with printing_to_log():
-            results: Any = list(self.model.predict(items))
-        if len(results) != len(items):
-            raise ValueError(f"predict gave {len(results)} results for {len(items)} inputs")
-        return results
+            results: Any = list(self.model.predict(single)) if single else []
+        if len(results) != len(single):
+            raise ValueError(f"predict gave {len(results)} results for {len(single)} inputs")
+        found = iter(results)
+        return [
+            list(islice(found, len(part))) if isinstance(part, Several) else next(found)
+            for part in parts
+        ]
 
     def unpack_one(self, prepared: Prepared, result: Any) -> TaskOutput | ItemError:
         """A result as the task's output; a result of the wrong form fails alone."""
@@ -130,7 +142,8 @@ class PythonClassRuntime:
             output = self.unpack(result, item, rows, self.manifest)
         except Exception as error:  # noqa: BLE001 - the result may be anything
             return item_error(error)
-        output.usage = rows_usage(rows)
+        if output.usage == Usage():
+            output.usage = rows_usage(rows)
         return output
 
 

@@ -18,6 +18,7 @@ from wherry.models.tasks.tensor import (
     fits_shape,
     type_of,
 )
+from wherry.worker.runtimes import python_answers as answers
 
 Pack = Callable[[Any], Any]
 """A task's item as the class sees it."""
@@ -34,6 +35,17 @@ def find_adapter(task: str) -> tuple[Pack, Unpack]:
         "text-classification": (pack_text, unpack_scores),
         "feature-extraction": (pack_text, unpack_vector),
         "image-classification": (pack_pixels, unpack_scores),
+        "image-feature-extraction": (answers.pack_picture, unpack_vector),
+        "image-to-text": (answers.pack_picture, answers.unpack_text_of_picture),
+        "object-detection": (answers.pack_picture, answers.unpack_boxes),
+        "sentence-similarity": (answers.pack_pair, answers.unpack_pair),
+        "summarization": (answers.pack_words, answers.unpack_text),
+        "text-ranking": (answers.pack_pair, answers.unpack_pair),
+        "text-to-speech": (answers.pack_words, answers.unpack_speech),
+        "time-series-forecasting": (answers.pack_series, answers.unpack_forecasts),
+        "token-classification": (answers.pack_words, answers.unpack_entities),
+        "translation": (answers.pack_words, answers.unpack_text),
+        "zero-shot-classification": (answers.pack_pair, answers.unpack_entailment),
     }
     if task not in adapters:
         raise InvalidInput(

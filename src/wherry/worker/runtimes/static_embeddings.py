@@ -11,10 +11,7 @@ mean, as model2vec does), `max_tokens` (default 512, longer texts are cut), `dim
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,11 +24,11 @@ from wherry.models.tasks.text import Embedding, embedding_dimensions
 from wherry.worker.runtimes.graphs.graph import Array
 from wherry.worker.runtimes.graphs.text_encoder import TextEncoder
 from wherry.worker.runtimes.runtime import ItemError, Prepared
+from wherry.worker.runtimes.safetensors_file import read_tensors
 
 TASK = "feature-extraction"
 TABLES = ("embeddings", "embedding.weight")
 DEFAULT_MAX_TOKENS = 512
-DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "I32": "<i4", "I64": "<i8"}
 
 
 class StaticOptions(msgspec.Struct, frozen=True):
@@ -114,31 +111,6 @@ class StaticEmbeddingsRuntime:
     def close(self) -> None:
         """Let go of the table."""
         del self._table, self._mapping, self._weights, self._encoder
-
-
-def read_tensors(path: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file, mapped rather than read.
-
-    Raises:
-        FormatNotAllowed: it is damaged, or holds types that numpy does not have.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: Mapping[str, Any] = json.loads(file.read(length))
-        return {
-            name: np.memmap(
-                path,
-                dtype=DTYPES[entry["dtype"]],
-                mode="r",
-                offset=8 + length + entry["data_offsets"][0],
-                shape=tuple(entry["shape"]),
-            )
-            for name, entry in header.items()
-            if name != "__metadata__" and 0 not in entry["shape"]
-        }
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise FormatNotAllowed(f"{path.name!r} cannot be read as safetensors: {error}") from error
 
 
 def _find_table(tensors: Mapping[str, Array], name: str) -> Array:

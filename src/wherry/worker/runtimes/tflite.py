@@ -18,7 +18,7 @@ from ai_edge_litert.interpreter import Interpreter
 from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.task import type_by_datatype
-from wherry.worker.runtimes.graphs.graph import Array, Graph, GraphTensor
+from wherry.worker.runtimes.graphs.graph import Array, Graph, GraphTensor, Quantisation
 from wherry.worker.runtimes.graphs.runtime import GraphRuntime
 
 DATATYPE_BY_DTYPE = {np.dtype(kind): name for name, kind in type_by_datatype.items()}
@@ -81,14 +81,15 @@ class TfliteGraph(Graph):
             raise FormatNotAllowed(
                 f"{file_name!r} has {details['name']!r} of type {dtype}, which is not served"
             )
-        scale, zero = details["quantization"]
+        scale, zero = map(float, details["quantization"])
         if self._shows_numbers or dtype not in QUANTISED:
             scale, zero = 0.0, 0
-        self._places[details["name"]] = Place(details["index"], dtype, float(scale), int(zero))
+        self._places[details["name"]] = Place(details["index"], dtype, scale, int(zero))
         datatype = "FP32" if scale else DATATYPE_BY_DTYPE[dtype]
         signature = details["shape_signature"].tolist() or details["shape"].tolist()
         shape = tuple(None if size < 0 else size for size in signature)
-        return GraphTensor(details["name"], datatype, shape)
+        kept = Quantisation(scale, int(zero), int(np.iinfo(dtype).min)) if scale else None
+        return GraphTensor(details["name"], datatype, shape, kept)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
         """See `Graph.run`."""

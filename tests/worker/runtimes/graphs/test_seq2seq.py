@@ -17,6 +17,7 @@ from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.languages import LanguagePair
 from wherry.models.tasks.text_to_text import Decoding
 from wherry.worker.runtimes.catalog import create_runtime
+from wherry.worker.runtimes.graphs.seq2seq import kind_of
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -176,3 +177,9 @@ def test_a_pair_without_its_decoder_or_its_start_is_refused(tmp_path: Path):
     (tmp_path / "wherry.toml").write_text(manifest.replace('"decoder_model_merged.onnx",', ""))
     with pytest.raises(FormatNotAllowed, match="no pair"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["", "_quantized", "_int8", "_fp16", "_q4f16"])
+def test_a_graph_is_known_by_its_name_whatever_its_precision(precision: str):
+    assert kind_of(f"onnx/decoder_model_merged{precision}.onnx") == "decoder_model_merged"
+    assert kind_of(f"encoder_model{precision}.onnx") == "encoder_model"

@@ -22,6 +22,20 @@ SAME = 5e-3
 noise is near 1e-6 (1e-3 in half precision); dynamic quantisation moves MiniLM by 0.1."""
 
 
+class Quantisation(msgspec.Struct, frozen=True):
+    """What whole numbers stand for: `value = (number - zero) * scale`."""
+
+    scale: float
+    zero: int
+    least: int
+    """The smallest number of the type."""
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether the values go from 0 to nearly 1 in 256 steps, as softmax and sigmoid give them."""
+        return self.zero == self.least and self.scale == 1 / 256
+
+
 class GraphTensor(msgspec.Struct, frozen=True):
     """An input or output of the graph."""
 
@@ -29,6 +43,8 @@ class GraphTensor(msgspec.Struct, frozen=True):
     datatype: str
     shape: tuple[int | str | None, ...]
     """A size, the name of a free dimension, or None for a free one without a name."""
+    quantisation: Quantisation | None = None
+    """Of FP32 that the file keeps in whole numbers."""
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -118,7 +118,8 @@ class PictureClassifier(PictureModel):
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
         super().__init__(open_graph, bundle)
-        self.head = ScoreHead(bundle, self._as_rows(self.trial[0][0])[0])
+        output = self.graph.find_output(self.outputs)
+        self.head = ScoreHead(bundle, self._as_rows(self.trial[0][0])[0], output)
 
     def answer(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
         """One run for all pictures."""

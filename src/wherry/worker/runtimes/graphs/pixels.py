@@ -14,7 +14,7 @@ from wherry.models.bundle import Bundle
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_fit import Frame, ImageOptions, fit_image, frame_of, image_options
 from wherry.models.tasks.options import read_options
-from wherry.worker.runtimes.graphs.graph import Array, GraphTensor
+from wherry.worker.runtimes.graphs.graph import Array, GraphTensor, Quantisation
 
 MAX_BATCH_NUMBERS = 1 << 20
 """Pixels times channels in one batch: beyond, a convolution gains nothing but memory."""
@@ -36,10 +36,11 @@ class PixelOptions(msgspec.Struct, frozen=True):
     are the task's.
     """
 
-    pixel_scale: float = 1 / 255
-    mean: tuple[float, ...] = ()
+    pixel_scale: float | None = None
+    """1/255 by default; of quantised pixels, what makes the file's numbers of them as they are."""
+    mean: float | tuple[float, ...] = ()
     """One number, or one a channel; in the order of `channel_order`."""
-    std: tuple[float, ...] = ()
+    std: float | tuple[float, ...] = ()
     channel_order: Literal["RGB", "BGR"] = "RGB"
     layout: Literal["auto", "NCHW", "NHWC", "NHW", "flat"] = "auto"
     """Order of the graph's dimensions; `auto` reads it from the graph's shape."""
@@ -55,15 +56,20 @@ class Pixels:
 
     def __init__(self, tensor: GraphTensor, bundle: Bundle) -> None:
         self._tensor = tensor
-        self._pixels = read_options(bundle.manifest.options, PixelOptions)
+        self._pixels = _with_quantisation(
+            read_options(bundle.manifest.options, PixelOptions), tensor.quantisation
+        )
         self._layout: Layout = find_layout(tensor, self._pixels.layout)
         stated = image_options(bundle.manifest.options)
         self.options = with_size_of_graph(stated, tensor, self._layout)
+        stated_scale = self._pixels.pixel_scale
+        self._scale = np.float32(1 / 255 if stated_scale is None else stated_scale)
         self._shift, self._factor = self._find_normalisation()
 
     def _find_normalisation(self) -> tuple[Array, Array]:
-        mean = np.array(self._pixels.mean or (0.0,), dtype=np.float32)
-        std = np.array(self._pixels.std or (1.0,), dtype=np.float32)
+        stated = self._pixels
+        mean = np.atleast_1d(np.array(stated.mean or 0.0, dtype=np.float32))
+        std = np.atleast_1d(np.array(1.0 if stated.std == () else stated.std, dtype=np.float32))
         if not {len(mean), len(std)} <= {1, self._channels} or not (std > 0).all():
             raise InvalidInput(f"mean and std must have 1 or {self._channels} numbers, std above 0")
         return mean, 1.0 / std
@@ -88,7 +94,7 @@ class Pixels:
         if self._pixels.channel_order == "BGR":
             fitted = fitted[:, :, ::-1]
         if self._tensor.dtype.kind == "f":
-            scaled = fitted * np.float32(self._pixels.pixel_scale)
+            scaled = fitted * self._scale
             fitted = (scaled - self._shift) * self._factor
         numbers = arrange(fitted, self._layout).astype(self._tensor.dtype)
         return np.ascontiguousarray(numbers)
@@ -167,3 +173,12 @@ def arrange(picture: Array, layout: Layout) -> Array:
     if layout == "NHW":
         return picture[:, :, 0]
     return picture.reshape(-1) if layout == "flat" else picture
+
+
+def _with_quantisation(options: PixelOptions, kept: Quantisation | None) -> PixelOptions:
+    """The options with the scale that nobody stated: quantised graphs mostly take plain pixels."""
+    is_stated = options.pixel_scale is not None or options.mean or options.std
+    if is_stated or kept is None or kept.least not in (0, -128):
+        return options
+    darkest = (kept.least - kept.zero) * kept.scale  # pixel 0 becomes the type's smallest number
+    return msgspec.structs.replace(options, pixel_scale=kept.scale, mean=(-darkest,))

@@ -13,7 +13,7 @@ from wherry.models.bundle import Bundle
 from wherry.models.tasks.classification import Classification, sigmoid, softmax
 from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import Usage
-from wherry.worker.runtimes.graphs.graph import Array
+from wherry.worker.runtimes.graphs.graph import Array, GraphTensor
 
 SUM_SLACK = 1e-3
 """How far a sum of probabilities may be from 1 (half precision)."""
@@ -24,7 +24,8 @@ class ScoreOptions(msgspec.Struct, frozen=True):
 
     function: Literal["auto", "softmax", "sigmoid", "none"] = "auto"
     """`softmax`: one label holds; `sigmoid`: each may; `none`: they are scores already. `auto` is
-    `none` if a trial gave probabilities that sum to 1, else `softmax`."""
+    `none` if a trial gave probabilities that sum to 1 or the output is quantised as they are, else
+    `softmax`."""
 
 
 class ScoreHead:
@@ -33,9 +34,10 @@ class ScoreHead:
     Args:
         bundle: Its labels, and the option `function`.
         trial: What the graph gave for some input, float32 [numbers].
+        output: The graph's output that gave it.
     """
 
-    def __init__(self, bundle: Bundle, trial: Array) -> None:
+    def __init__(self, bundle: Bundle, trial: Array, output: GraphTensor | None = None) -> None:
         if trial.ndim != 1:
             raise InvalidInput(f"the model gives {trial.ndim} dimensions of numbers for each input")
         function = read_options(bundle.manifest.options, ScoreOptions).function
@@ -45,6 +47,8 @@ class ScoreHead:
             function = "sigmoid" if self._is_binary else "softmax"
             if not self._is_binary and _are_probabilities(trial):
                 function = "none"
+            if output and output.quantisation and output.quantisation.is_probability:
+                function = "none"  # their sum need not be 1: most are rounded down to 0
         self._function = function
         self.labels = self._check_labels(bundle, 2 if self._is_binary else len(trial))
 

@@ -10,6 +10,7 @@ values takes them at the next step; one that does not reads its whole answer aga
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +40,13 @@ FIRST, NEXT = "decoder_model", "decoder_with_past_model"
 PAST, PRESENT = "past_key_values.", "present."
 USES_CACHE = "use_cache_branch"
 CONFIGS = ("config.json", "generation_config.json")
+PRECISIONS = re.compile(r"_(quantized|int8|uint8|fp16|q4|q4f16|bnb4)$")
+"""How transformers.js ends the names of graphs of less than full precision."""
+
+
+def kind_of(file: str) -> str:
+    """`decoder_model` of `onnx/decoder_model_fp16.onnx`."""
+    return PRECISIONS.sub("", PurePosixPath(file).stem)
 
 
 class PairModel(TextToTextModel):
@@ -46,9 +54,7 @@ class PairModel(TextToTextModel):
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
         super().__init__(bundle)
-        found = {
-            PurePosixPath(name).stem.split("_quantized")[0]: name for name in bundle.manifest.files
-        }
+        found = {kind_of(name): name for name in bundle.manifest.files}
         if ENCODER not in found or not {MERGED, FIRST} & found.keys():
             raise FormatNotAllowed(
                 "the bundle has no pair of an encoder and a decoder",

@@ -25,6 +25,7 @@ from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.text import Embedding, TextInput, embedding_dimensions
 from wherry.worker.runtimes.graphs.calibration import Calibration, calibrate, recall
 from wherry.worker.runtimes.graphs.graph import Array, Graph, OpenGraph, rows_agree, trial
+from wherry.worker.runtimes.graphs.pooling import DenseLayer, Pooling, pool
 from wherry.worker.runtimes.graphs.scores import ScoreHead, check_rows
 from wherry.worker.runtimes.graphs.text_encoder import TextEncoder, Tokens, pad_ids
 from wherry.worker.runtimes.runtime import Prepared
@@ -46,8 +47,12 @@ class TextOptions(msgspec.Struct, frozen=True):
     """Most tokens of a text; 0 takes the limit of `tokenizer.json`, else 512."""
     truncate: bool = True
     """Cut longer texts; false answers them with `context_length_exceeded`."""
-    pooling: Literal["mean", "cls", "last"] = "mean"
+    pooling: Pooling = "mean"
     """How vectors of tokens become one of the text."""
+    prompt: str = ""
+    """What comes before every text of an embedder."""
+    dense: tuple[str, ...] = ()
+    """Folders of the bundle with layers of sentence-transformers that come after the pooling."""
     normalise: bool = True
     """Scale each vector to length 1."""
     output: str = ""
@@ -182,12 +187,20 @@ class EmbeddingModel(TextModel):
     outputs = ("sentence_embedding", "last_hidden_state", "token_embeddings")
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
+        stated_layers = read_options(bundle.manifest.options, TextOptions).dense
+        self._dense = [DenseLayer(bundle, folder) for folder in stated_layers]
         super().__init__(open_graph, bundle)
         stated = embedding_dimensions(bundle.manifest.task_config())
         if stated not in (0, len(self.trial_row)):
             raise InvalidInput(
                 f"the bundle's dimensions are {stated}, the model gives {len(self.trial_row)}"
             )
+
+    def tokens_of(self, item: Any, *, truncate: bool) -> Tokens:
+        """The prompt and the text; ids of tokens stay as they are."""
+        if self.options.prompt and item.text is not None:
+            item = msgspec.structs.replace(item, text=self.options.prompt + item.text)
+        return super().tokens_of(item, truncate=truncate)
 
     def pool(self, found: Array, mask: Array) -> Array:
         """Vectors of tokens [texts, tokens, d] to vectors of texts [texts, d]."""
@@ -198,12 +211,10 @@ class EmbeddingModel(TextModel):
                 f"output {self.output.name!r} has {found.ndim} dimensions, not 2 or 3",
                 hint="name another with the option 'output'",
             )
-        if self.options.pooling == "cls":
-            return found[:, 0]
-        if self.options.pooling == "last":
-            return found[np.arange(len(found)), mask.sum(axis=1) - 1]
-        weights = mask.astype(np.float32)[:, :, np.newaxis]
-        return (found * weights).sum(axis=1) / weights.sum(axis=1)
+        rows = pool(found, mask, self.options.pooling)
+        for layer in self._dense:
+            rows = layer(rows)
+        return rows
 
     def finish(self, rows: Array) -> Array:
         """Unit length, if the bundle wants it."""
@@ -223,7 +234,7 @@ class TextClassifier(TextModel):
 
     def __init__(self, open_graph: OpenGraph, bundle: Bundle) -> None:
         super().__init__(open_graph, bundle)
-        self.head = ScoreHead(bundle, self.trial_row)
+        self.head = ScoreHead(bundle, self.trial_row, self.output)
 
     def pool(self, found: Array, mask: Array) -> Array:
         """Logits are one row a text already."""
