@@ -70,9 +70,11 @@ def test_options_and_labels_are_told_at_import_and_at_pull(run: Run, twin: Twin,
     assert run("pull", "smollm2", "-p", "mean").code != 0
 
 
-def test_a_base_model_goes_on_with_the_text(run: Run, served: Twin):
+def test_a_base_model_goes_on_with_the_text(run: Run, served: Twin, tmp_path: Path):
     refusal = errors.InvalidInput("this model has no chat template: it continues texts")
-    served.refused_chats = [refusal, refusal]
+    served.refused_chats = [refusal, refusal, refusal]
+    (tmp_path / "tale.txt").write_text("Long ago")
+    assert run("run", "smollm2", str(tmp_path / "tale.txt")).out == "Long ago and so on\n"
     assert run("run", "smollm2", "Once upon").out == "Once upon and so on\n"
     outcome = run("run", "smollm2", "Once upon", "--system", "Be kind.")
     assert outcome.code != 0

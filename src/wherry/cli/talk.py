@@ -165,10 +165,10 @@ def _converse(
         else:
             chat.tell(question)
     except errors.InvalidInput as error:
-        if NO_TEMPLATE not in error.message or system or question != prompt:
+        if NO_TEMPLATE not in error.message or system or not isinstance(question, str):
             raise
-        answer = _predict(client, deployment.name, {"prompt": prompt, **params})
-        show(common, answer, lambda: print(visible(prompt + str(answer["text"]))))
+        answer = _predict(client, deployment.name, {"prompt": question, **params})
+        show(common, answer, lambda: print(visible(question + str(answer["text"]))))
 
 
 def _with_pictures(words: Sequence[str]) -> Question:
