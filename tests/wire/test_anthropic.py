@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -566,3 +567,11 @@ def test_an_unknown_model_is_not_in_the_list(claude: Any):
     with pytest.raises(anthropic.NotFoundError) as caught:
         claude.models.retrieve("nobody")
     check_error(caught.value, "not_found_error")
+
+
+def test_what_is_openais_is_refused_in_anthropics_shape_and_told_why(claude: Any):
+    for ask in (claude.beta.files.list, partial(claude.beta.files.delete, "file_x")):
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            ask()
+        check_error(caught.value, "not_found_error")
+        assert "/v1/batches" in str(caught.value)

@@ -401,3 +401,46 @@ def test_the_shell_shows_a_file_to_a_model_that_sees(live: LiveServer, tmp_path:
     assert live.run_cli("run", "eyes", *files).stdout == "2 pictures: #ff0000 #0000ff\n"
     told = live.run_cli("run", "eyes", "Which colour has", files[1], "?", "-o", "json").stdout
     assert json.loads(told)["text"] == "1 pictures: #0000ff"
+
+
+# ------------------------------------------------------------------------------ other doors
+
+
+@pytest.mark.parametrize("model", SEEING)
+def test_ollamas_clients_show_pictures(live: LiveServer, model: str) -> None:
+    picture = base64.b64encode(chat_picture("blue")).decode()
+    told = live.http.post(
+        "/api/chat",
+        json={
+            "model": model,
+            "stream": False,
+            "messages": [{"role": "user", "content": "What?", "images": [picture]}],
+        },
+    )
+    assert told.json()["message"]["content"] == "1 pictures: #0000ff"
+    again = live.http.post(
+        "/api/generate",
+        json={"model": model, "prompt": "What?", "images": [picture, picture], "stream": False},
+    )
+    assert again.json()["response"] == "2 pictures: #0000ff #0000ff"
+    assert "vision" in live.http.post("/api/show", json={"model": model}).json()["capabilities"]
+
+
+@pytest.mark.parametrize("model", SEEING)
+def test_a_response_sees_pictures_and_a_later_turn_sees_them_again(
+    sdk: openai.OpenAI, model: str
+) -> None:
+    url = "data:image/png;base64," + base64.b64encode(chat_picture("lime")).decode()
+    content = [{"type": "input_text", "text": "What?"}, {"type": "input_image", "image_url": url}]
+    first = sdk.responses.create(model=model, input=[{"role": "user", "content": content}])
+    assert first.output_text == "1 pictures: #00ff00"
+    events = sdk.responses.create(
+        model=model,
+        input=[{"role": "user", "content": content}],
+        previous_response_id=first.id,
+        stream=True,
+    )
+    texts = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(texts) == "1 pictures: #00ff00"
+    kept = sdk.responses.input_items.list(first.id).data[0]
+    assert kept.content[1].image_url == url

@@ -64,6 +64,40 @@ class ModelPage(msgspec.Struct):
 envelope_decoder = msgspec.json.Decoder(Envelope)
 
 
+ABSENT = {
+    "/v1/files": ("GET", "POST"),
+    "/v1/files/{id}": ("GET", "DELETE"),
+    "/v1/files/{id}/content": ("GET",),
+    "/v1/batches": ("GET", "POST"),
+    "/v1/batches/{id}": ("GET",),
+    "/v1/batches/{id}/cancel": ("POST",),
+    "/v1/uploads": ("POST",),
+}
+"""Paths of OpenAI's that Anthropic's clients may ask for → methods."""
+
+
+def _absent(method: str, path: str) -> Row:
+    """A row for a path that is not served to Anthropic's clients, so that they can read why."""
+    return Row(
+        method=method,
+        path=path,
+        permission="any",
+        handler=_refuse_absent,
+        summary="Not served to Anthropic's clients",
+        render=render_anthropic,
+        tag="anthropic",
+        with_header=ANTHROPIC_HEADER,
+    )
+
+
+async def _refuse_absent(inquiry: Inquiry) -> Response:
+    raise errors.NotFound(
+        f"{inquiry.method} {inquiry.scope['path'][:200]} is not part of Anthropic's API here",
+        hint="files and batches are OpenAI's: /v1/files and /v1/batches, with /v1/messages as a "
+        "line's url",
+    )
+
+
 class AnthropicDoor:
     """Rows of the API."""
 
@@ -87,6 +121,7 @@ class AnthropicDoor:
                 "anthropic.count_tokens",
                 "Tokens of a prompt, not charged",
             ),
+            *(_absent(method, path) for path, methods in ABSENT.items() for method in methods),
         ]
 
     def _get(self, path: str, handler: Any, summary: str, answer: Any) -> Row:

@@ -33,6 +33,7 @@ DEFAULT_TOKENS = 512
 """Reserved for an answer whose request names no maximum."""
 CAPABILITIES = {
     "text-generation": ["completion", "tools"],
+    "image-text-to-text": ["completion", "tools", "vision"],
     "feature-extraction": ["embedding"],
 }
 """Tasks that can be called here → Ollama's words for what such models can do."""

@@ -1,4 +1,4 @@
-"""Ollama's `/api/chat` ↔ the task `text-generation`."""
+"""Ollama's `/api/chat` ↔ the tasks that chat."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from wherry.models.codecs.ollama_common import (
 )
 from wherry.models.codecs.ollama_images import picture_parts
 from wherry.models.tasks.generation import (
+    GENERATION_TASKS,
     MAX_MESSAGES,
     MAX_PARTS,
     MAX_TOOLS,
@@ -101,7 +102,7 @@ _request_decoder = msgspec.json.Decoder(ChatRequest)
 class OllamaChat:
     """The codec; its one instance is `OLLAMA_CHAT`. Its context is the decoded request."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """One conversation, or none to answer: then the model is only to be loaded."""

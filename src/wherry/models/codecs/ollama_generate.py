@@ -1,4 +1,4 @@
-"""Ollama's `/api/generate` ↔ the task `text-generation`."""
+"""Ollama's `/api/generate` ↔ the tasks that chat."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from wherry.models.codecs.ollama_common import (
 )
 from wherry.models.codecs.ollama_images import picture_parts
 from wherry.models.tasks.generation import (
+    GENERATION_TASKS,
     MAX_PARTS,
     ChatInput,
     CompletionInput,
@@ -60,7 +61,7 @@ _request_decoder = msgspec.json.Decoder(GenerateRequest)
 class OllamaGenerate:
     """The codec; its one instance is `OLLAMA_GENERATE`. Its context is the decoded request."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """One prompt, or none: then the model is only to be loaded."""

@@ -1,4 +1,4 @@
-"""OpenAI `responses` ↔ the task `text-generation`.
+"""OpenAI `responses` ↔ the tasks that chat.
 
 One codec for a request that stands alone, whose body comes as the client sent it, and one for a
 turn of a conversation that is kept (`responses_turn`). Both answer with the same object.
@@ -16,7 +16,7 @@ from wherry.models.codecs.codec import Call, Decoded, Reply
 from wherry.models.codecs.responses_answer import Answer, AnswerEvents
 from wherry.models.codecs.responses_request import Asked, read_request
 from wherry.models.codecs.responses_turn import TurnPiece, TurnRequest
-from wherry.models.tasks.generation import Generation, Message, TextDelta
+from wherry.models.tasks.generation import GENERATION_TASKS, Generation, Message, TextDelta
 from wherry.models.tasks.packing import frame, pack, unpack
 from wherry.models.tasks.task import Task, TaskConfig, Usage
 
@@ -31,7 +31,7 @@ class Context(msgspec.Struct):
 class OpenAIResponses:
     """A request that stands alone; the one instance is `OPENAI_RESPONSES`."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """One item: the conversation that the request holds."""
@@ -63,7 +63,7 @@ class OpenAIResponses:
 class OpenAIResponsesTurn:
     """A turn that is kept, or follows one; the one instance is `OPENAI_RESPONSES_TURN`."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """One item: the conversation so far and the request's; none if it is only announced."""
@@ -92,7 +92,7 @@ class OpenAIResponsesTurn:
 class OpenAIResponsesCount:
     """The length of a prompt that stands alone; the one instance is `OPENAI_RESPONSES_COUNT`."""
 
-    tasks = frozenset({"text-generation"})
+    tasks = GENERATION_TASKS
 
     def decode(self, body: memoryview, call: Call, task: Task, config: TaskConfig) -> Decoded:
         """The conversation that a response would answer, to be counted."""
