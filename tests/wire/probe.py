@@ -24,6 +24,7 @@ LEAK = re.compile(
 COHERE_PATHS = ("/v1/rerank", "/v2/rerank")
 PLAIN_ERRORS = ("/v2", "/api/")
 """Beginnings of paths whose clients read an error as one text."""
+HF_PATHS = ("/hf/", "/models/", "/pipeline/")
 MLFLOW_PATHS = ("/mlflow/", "/invocations", "/ping", "/version")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -98,7 +99,11 @@ def check_error_shape(path: str, answer: httpx.Response) -> None:
         assert set(body) == {"message", "detail", "code", "param", "id"}, body
         return
     error = body["error"]
-    if path == "/rerank":
+    if path.startswith(HF_PATHS):
+        assert set(body) - {"error_type"} == {"error"}, body
+        assert error
+        assert isinstance(error, str)
+    elif path == "/rerank":
         assert set(body) == {"error", "error_type"}, body
     elif path.startswith("/v1/messages"):
         assert set(body) == {"type", "error", "request_id"}, body

@@ -640,7 +640,7 @@ def test_nobody_shares_a_cache_with_the_nameless() -> None:
 
 def test_its_socket_is_private_and_goes_with_it(tmp_path: Path) -> None:
     def folders() -> set[Path]:
-        return set(Path(tempfile.gettempdir()).glob("*llama-*"))
+        return set(Path(tempfile.gettempdir()).glob("*sock-*"))
 
     before, mask = folders(), os.umask(0o022)
     os.umask(mask)
