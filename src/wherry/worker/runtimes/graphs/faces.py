@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from wherry.errors import FormatNotAllowed, InvalidInput, ModelFailed
+from wherry.errors import FormatNotAllowed, InvalidInput
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.face import LANDMARKS, Face
 from wherry.models.tasks.face_detection import FaceDetection
@@ -66,9 +66,7 @@ class FaceModel(PictureModel):
     def answer(self, batch: Sequence[Prepared]) -> list[TaskOutput]:
         """One run for all pictures, then the faces of each."""
         sights: list[Sight] = [prepared.payload for prepared in batch]
-        outputs = self.forward([sight.numbers for sight in sights])
-        if not all(np.isfinite(each).all() for each in outputs):
-            raise ModelFailed("the model answered with numbers that are not finite")
+        outputs = self.forward_all_finite([sight.numbers for sight in sights])
         return [
             FaceDetection(
                 faces=self._find([output[row] for output in outputs], sight), usage=ONE_PICTURE

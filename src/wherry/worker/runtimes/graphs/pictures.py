@@ -106,6 +106,13 @@ class PictureModel(ABC):
             raise ModelFailed("the model answered with numbers that are not finite")
         return found
 
+    def forward_all_finite(self, pictures: Sequence[Array]) -> list[Array]:
+        """As `forward`; `ModelFailed` if a number of any output is not finite."""
+        found = self.forward(pictures)
+        if not all(np.isfinite(each).all() for each in found):
+            raise ModelFailed("the model answered with numbers that are not finite")
+        return found
+
     @abstractmethod
     def answer(self, batch: Sequence[Prepared]) -> Sequence[TaskOutput]:
         """One answer a picture; see `GraphModel.answer`."""
