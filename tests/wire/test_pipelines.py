@@ -324,6 +324,37 @@ def test_a_batch_answers_lines_for_a_pipeline(house: LiveServer):
     assert told["response"]["body"]["first"] == "short"
 
 
+def highest_mib(server: LiveServer) -> float:
+    """Most memory that a gateway has had so far."""
+    found = 0
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        if "wherry: gateway" in " ".join(process.cmdline()):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            found = max(found, int(status.partition("VmHWM:")[2].split()[0]))
+    return found / 1024
+
+
+def test_a_step_for_each_of_many_makes_only_a_few_bodies_at_once(house: LiveServer):
+    with Client(house.url, house.key) as client:
+        client.deployments.apply(
+            DeploymentSpec(
+                name="wide",
+                steps=[
+                    step(
+                        "all", "words", {"text": "$each", "note": "$request.note"}, "$request.texts"
+                    )
+                ],
+                answer={"labels": "$all.*.label"},
+            )
+        )
+        before = highest_mib(house)
+        body = {"texts": ["hi"] * 64, "note": "x" * (6 << 20)}
+        answer = ask(house, "wide", body)
+        assert answer.json()["labels"] == ["short"] * 64
+        assert highest_mib(house) - before < 64 * 6 / 2
+        client.deployments.remove("wide")
+
+
 def test_many_at_once_get_their_own_answers_from_both_gateways(house: LiveServer):
     def call(number: int) -> None:
         text = f"{number:09}" if number % 2 else "x"

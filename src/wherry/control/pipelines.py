@@ -27,12 +27,19 @@ def check_pipeline(spec: DeploymentSpec, known: Mapping[str, DeploymentSpec]) ->
             )
         return
     find_dependencies(spec.steps, spec.answer)
-    _follow(spec, known, (spec.name,))
+    _follow(spec, known, (spec.name,), set())
 
 
 def _follow(
-    spec: DeploymentSpec, known: Mapping[str, DeploymentSpec], path: tuple[str, ...]
+    spec: DeploymentSpec,
+    known: Mapping[str, DeploymentSpec],
+    path: tuple[str, ...],
+    seen: set[tuple[str, int]],
 ) -> None:
+    """Go down all calls; what is below a deployment is looked at once for each depth."""
+    if (spec.name, len(path)) in seen:
+        return
+    seen.add((spec.name, len(path)))
     if len(path) > MAX_NESTING + 1:
         raise errors.InvalidInput(
             f"pipelines are nested more than {MAX_NESTING} deep: {' -> '.join(path)}",
@@ -50,4 +57,4 @@ def _follow(
                 hint=f"wherry deploy {name}; wherry ps lists what there is",
                 param="steps",
             )
-        _follow(known[name], known, (*path, name))
+        _follow(known[name], known, (*path, name), seen)

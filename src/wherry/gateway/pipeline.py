@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -58,8 +59,9 @@ class PipelineCall:
         self._route = route
         self._inbound = inbound
         self._deadline = time.monotonic() + timeout_of(inbound, route, gateway.settings)
+        self._load = gateway.guard.load_of(route.full_name)
         self._held_bytes = 0
-        self._check_access(route, 0)
+        self._check_access(route, 0, set())
 
     async def answer(self) -> bytes:
         """The pipeline's answer, once its record is safe.
@@ -69,8 +71,7 @@ class PipelineCall:
         """
         settler, route, inbound = self._gateway.settler, self._route, self._inbound
         begun, code = time.monotonic(), "internal"
-        load = self._gateway.guard.load_of(route.full_name)
-        self._gateway.guard.enter(load, route, len(inbound.body))
+        self._gateway.guard.enter(self._load, route, len(inbound.body))
         try:
             wanted = [each for step in route.steps for each in steps.references_of(step.input)]
             kind = inbound.headers.get("content-type", "")
@@ -91,7 +92,7 @@ class PipelineCall:
             code = errors.Cancelled.code
             raise
         finally:
-            self._gateway.guard.leave(load, len(inbound.body) + self._held_bytes)
+            self._gateway.guard.leave(self._load, len(inbound.body) + self._held_bytes)
             recorded = settler.record_pipeline(route, inbound, code, time.monotonic() - begun)
         await recorded
         return bytes(found)
@@ -129,14 +130,10 @@ class PipelineCall:
     async def _take_step(
         self, step: Step, values: Mapping[str, msgspec.Raw], number: str, depth: int
     ) -> msgspec.Raw:
-        try:
+        with _named(step):
             if not step.each:
                 return await self._ask(step, steps.fill(step.input, values), number, depth)
             return await self._take_each(step, values, number, depth)
-        except errors.WherryError as error:
-            told = copy.copy(error)
-            told.message = f"step {step.name!r}: {error.message}"
-            raise told from error
 
     async def _take_each(
         self, step: Step, values: Mapping[str, msgspec.Raw], number: str, depth: int
@@ -148,16 +145,16 @@ class PipelineCall:
             raise errors.TooLarge(
                 f"{reference} has {len(elements)} elements, the limit is {steps.MAX_EACH}"
             )
-        inputs = [steps.fill(step.input, {**values, steps.EACH: each}) for each in elements]
         gate = asyncio.Semaphore(EACH_AT_ONCE)
 
-        async def ask(index: int, body: msgspec.Raw) -> msgspec.Raw:
-            async with gate:
+        async def ask(index: int, element: msgspec.Raw) -> msgspec.Raw:
+            async with gate:  # a body may hold all of the request: only so many are made at once
+                body = steps.fill(step.input, {**values, steps.EACH: element})
                 return await self._ask(step, body, f"{number}.{index}", depth)
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(ask(*pair)) for pair in enumerate(inputs)]
+                tasks = [group.create_task(ask(*pair)) for pair in enumerate(elements)]
         except BaseExceptionGroup as failed:
             raise _first_of(failed) from None
         return steps.list_of([task.result() for task in tasks])
@@ -194,32 +191,44 @@ class PipelineCall:
 
     def _hold(self, answer: bytes) -> msgspec.Raw:
         self._held_bytes += len(answer)
-        self._gateway.guard.held_bytes += len(answer)
+        self._gateway.guard.enter_many(self._load, 0, len(answer))
         if self._held_bytes > MAX_HELD_BYTES:
             raise errors.TooLarge(f"the answers of the steps have more than {MAX_HELD_BYTES} bytes")
         return msgspec.Raw(answer)
 
     # ------------------------------------------------------------------ before anything runs
 
-    def _check_access(self, route: DeploymentRoute, depth: int) -> None:
+    def _check_access(self, route: DeploymentRoute, depth: int, seen: set[tuple[str, int]]) -> None:
+        """Every deployment below, each once at a depth however many steps call it."""
+        if (route.name, depth) in seen:
+            return
+        seen.add((route.name, depth))
         _check_nesting(depth)
         if route.state == "stopped":
             raise errors.NotReady(
                 f"pipeline {route.name!r} is stopped", hint=f"wherry start {route.name}"
             )
         for step in route.steps:
-            try:
+            with _named(step):
                 found, _ = find_deployment(
                     self._gateway.routes, self._inbound.principal, step.deployment
                 )
-            except errors.WherryError as error:
-                told = copy.copy(error)
-                told.message = f"step {step.name!r}: {error.message}"
-                raise told from error
-            self._check_access(found, depth + 1) if found.steps else None
+            if found.steps:
+                self._check_access(found, depth + 1, seen)
 
     def _loop_deadline(self) -> float:
         return asyncio.get_running_loop().time() + max(0.0, self._deadline - time.monotonic())
+
+
+@contextmanager
+def _named(step: Step) -> Generator[None]:
+    """An error says in which step it happened."""
+    try:
+        yield
+    except errors.WherryError as error:
+        told = copy.copy(error)
+        told.message = f"step {step.name!r}: {error.message}"
+        raise told from error
 
 
 def _check_nesting(depth: int) -> None:
