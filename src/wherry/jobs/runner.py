@@ -82,7 +82,9 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells every single request
     kind = order.work.__struct_config__.tag
     setproctitle(f"wherry: job {kind} {order.job_id[-6:]}")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what recipes print belongs to the log
+    # what recipes print belongs to the log
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = sys.stderr
     reporter = Reporter(socket.socket(fileno=arguments.report_fd))
     reporter.send(run_order(order, reporter))
     sys.stderr.flush()

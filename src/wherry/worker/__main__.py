@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--config-fd", type=int, required=True)
     arguments = parser.parse_args()
     config = read_config(arguments.config_fd)
+    sys.stdout = sys.stderr  # what a model prints is in the log at once, among its errors
     let_gateways_finish()
     if config.spec.runtime not in PROGRAM_RUNTIMES:
         seal(config.sandbox)
@@ -51,7 +52,6 @@ def main() -> None:
         loop_factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         status = runner.run(serve(config, arguments.listen_fd, arguments.report_fd))
-    sys.stdout.flush()
     sys.stderr.flush()
     # native runtimes may keep threads; the interpreter must not wait for them or abort on them
     os._exit(status)

@@ -262,15 +262,11 @@ def test_an_exception_is_told_to_the_log_and_not_to_the_caller(tmp_path, capsys)
     code = """
         class Model:
             def predict(self, batch):
-                print("looking at", len(batch))
                 raise RuntimeError("secret-of-the-model")
     """
     (output,) = run(load(write_bundle(tmp_path / "m", code)), tensor(1))
     assert output == ItemError("model_failed", "the model failed on this input")
-    captured = capsys.readouterr()
-    assert "secret-of-the-model" in captured.err
-    assert "looking at 1" in captured.err
-    assert captured.out == ""
+    assert "secret-of-the-model" in capsys.readouterr().err
 
 
 POISON = """

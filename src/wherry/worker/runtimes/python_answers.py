@@ -1,7 +1,4 @@
-"""Items and results of a Python class for tasks whose answer is more than a row of numbers.
-
-`Several` is what one request holds several of: the class sees each as an item of its own.
-"""
+"""Items and results of a Python class for tasks whose answer is more than a row of numbers."""
 
 from __future__ import annotations
 
@@ -15,10 +12,6 @@ from wherry.errors import InvalidInput
 from wherry.models.bundle import Manifest
 from wherry.models.tasks.task import TaskOutput, Usage
 from wherry.models.tasks.tensor import Array
-
-
-class Several(list[Any]):
-    """The items of one request; the results come back as a list of as many."""
 
 
 class PastSeries(NamedTuple):
@@ -35,12 +28,12 @@ class PastSeries(NamedTuple):
     """None = not said."""
 
 
-def pack_series(item: Any) -> Several:
-    """A `PastSeries` for each series of the request."""
-    return Several(
+def pack_series(item: Any) -> list[PastSeries]:
+    """One for each series of the request."""
+    return [
         PastSeries(each.values, item.horizon, item.quantiles, each.covariates, item.season)
         for each in item.series
-    )
+    ]
 
 
 def pack_pair(item: Any) -> tuple[str, str]:

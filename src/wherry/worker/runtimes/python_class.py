@@ -65,8 +65,7 @@ from wherry.models.tasks.tensor import count_rows, rows_usage
 from wherry.worker.runtimes.chat_prompt import forced_tools
 from wherry.worker.runtimes.json_conformance import conforms
 from wherry.worker.runtimes.json_schema_guard import guard_schema
-from wherry.worker.runtimes.python_answers import Several
-from wherry.worker.runtimes.python_items import find_adapter
+from wherry.worker.runtimes.python_items import TASKS_OF_SEVERAL, find_adapter
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 from wherry.worker.runtimes.stop_texts import StopFinder
 
@@ -85,6 +84,7 @@ class PythonClassRuntime:
         """Import the file, make the object, let it load itself."""
         self.manifest = bundle.manifest
         self.pack, self.unpack = find_adapter(self.manifest.task)
+        self.holds_several = self.manifest.task in TASKS_OF_SEVERAL
         task = find_task(self.manifest.task)
         self.inputs = (
             self.manifest.signature.inputs or task.signature(self.manifest.task_config()).inputs
@@ -96,10 +96,10 @@ class PythonClassRuntime:
     def prepare(self, item: TaskInput) -> Prepared:
         """The item as the class sees it."""
         payload = self.pack(item)
-        has_rows = isinstance(payload, dict)
-        rows = count_rows(payload, self.inputs) if has_rows else 1
-        if isinstance(payload, Several):
-            rows = len(payload)
+        if isinstance(payload, dict):
+            rows = count_rows(payload, self.inputs)
+        else:
+            rows = len(payload) if self.holds_several else 1
         # a request without rows takes its turn like any other
         return Prepared((payload, item, rows), rows=max(rows, 1))
 
@@ -122,18 +122,18 @@ class PythonClassRuntime:
         close_model(self.model)
 
     def predict(self, items: list[Any]) -> list[Any]:
-        """The class's own results, one an item."""
-        parts = [item if isinstance(item, Several) else [item] for item in items]
-        single = [each for part in parts for each in part]
-        with printing_to_log():
-            results: Any = list(self.model.predict(single)) if single else []
-        if len(results) != len(single):
-            raise ValueError(f"predict gave {len(results)} results for {len(single)} inputs")
-        found = iter(results)
-        return [
-            list(islice(found, len(part))) if isinstance(part, Several) else next(found)
-            for part in parts
-        ]
+        """The class's own results: one an item, or a list for an item that holds several."""
+        if not self.holds_several:
+            return self.ask(items)
+        results = iter(self.ask([each for item in items for each in item]))
+        return [list(islice(results, len(item))) for item in items]
+
+    def ask(self, inputs: list[Any]) -> list[Any]:
+        """One result an input."""
+        results: list[Any] = list(self.model.predict(inputs)) if inputs else []
+        if len(results) != len(inputs):
+            raise ValueError(f"predict gave {len(results)} results for {len(inputs)} inputs")
+        return results
 
     def unpack_one(self, prepared: Prepared, result: Any) -> TaskOutput | ItemError:
         """A result as the task's output; a result of the wrong form fails alone."""
@@ -228,7 +228,7 @@ class PythonStreamRuntime:
 
     def start(self, item: TaskInput) -> Iterator[Any]:
         """The class's own iterator."""
-        with failing_as_model(), printing_to_log():
+        with failing_as_model():
             return iter(self.model.stream(msgspec.to_builtins(item)))
 
     def close(self) -> None:
@@ -270,7 +270,7 @@ class PromisedJson:
 
 def next_piece(pieces: Iterator[Any]) -> Piece | None:
     """The next piece, None at the end."""
-    with failing_as_model(), printing_to_log():
+    with failing_as_model():
         value = next(pieces, None)
         if value is None:
             return None
@@ -281,15 +281,14 @@ def close_pieces(pieces: Iterator[Any]) -> None:
     """End a generator that nobody reads any more."""
     close = getattr(pieces, "close", None)
     if close is not None:
-        with failing_as_model(), printing_to_log():
+        with failing_as_model():
             close()
 
 
 def close_model(model: Any) -> None:
     """Let a model that can close itself do so."""
     if hasattr(model, "close"):
-        with printing_to_log():
-            model.close()
+        model.close()
 
 
 def item_error(error: Exception) -> ItemError:
@@ -298,13 +297,6 @@ def item_error(error: Exception) -> ItemError:
         return ItemError(error.code, error.text)
     traceback.print_exception(error, file=sys.stderr)
     return ItemError(ModelFailed.code, "the model failed on this input")
-
-
-@contextlib.contextmanager
-def printing_to_log() -> Generator[None]:
-    """Send what the model prints to the worker's stderr, which `wherry logs` shows."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 @contextlib.contextmanager
@@ -327,7 +319,7 @@ def create_model(bundle: Bundle, method: str) -> Any:
     entry = str(bundle.manifest.options.get("entry", DEFAULT_ENTRY))
     file, _, name = entry.partition(":")
     name = name or "Model"
-    with printing_to_log(), importing_from(bundle.folder):
+    with importing_from(bundle.folder):
         kind = getattr(import_file(bundle.path(file)), name, None)
         if not callable(kind):
             raise InvalidInput(f"{file!r} has no class {name!r}", hint=f"entry: {entry}")

@@ -25,6 +25,9 @@ Pack = Callable[[Any], Any]
 Unpack = Callable[[Any, Any, int, Manifest], TaskOutput]
 """A result, the item, its rows and the manifest → the task's output."""
 
+TASKS_OF_SEVERAL = frozenset({"time-series-forecasting"})
+"""Whose request is packed as a list: the class sees each as an item of its own."""
+
 
 def find_adapter(task: str) -> tuple[Pack, Unpack]:
     """How items and results of a task look to a class."""
