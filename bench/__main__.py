@@ -16,10 +16,10 @@ from bench.load import require_wrk
 from bench.machine import describe_machine
 from bench.report import write_report
 from bench.rounds import Plan
-from bench.scenarios import chat, embeddings, growth, small_json, tensors
+from bench.scenarios import chat, embeddings, growth, modalities, small_json, tensors
 
 SCENARIOS: dict[str, Any] = {
-    each.NAME: each for each in (small_json, embeddings, chat, tensors, growth)
+    each.NAME: each for each in (small_json, embeddings, chat, tensors, modalities, growth)
 }
 QUICK = (small_json.NAME, tensors.NAME)
 LEAST_ROUNDS = 5

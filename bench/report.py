@@ -14,6 +14,7 @@ from bench.thresholds import (
     at_most,
     figure,
     judge_embeddings,
+    judge_modalities,
     judge_small_json,
     judge_tensors,
 )
@@ -261,6 +262,54 @@ def tensors(found: Mapping[str, Any], pictures: Path) -> str:
     return "\n".join(parts)
 
 
+def modalities(found: Mapping[str, Any], pictures: Path) -> str:
+    """Pictures and sound."""
+    each_one: Mapping[str, Any] = found["modalities"]
+    bars = {
+        name.replace("-", " "): rate / each["bare"]
+        for name, each in each_one.items()
+        if (
+            rate := figure(
+                each["results"], "wherry", each["connections"][-1], "requests_per_second"
+            )
+        )
+    }
+    title = "Pictures and sound: requests a second, the bare loop over the library is 1"
+    plots.write_bars(pictures / "bench-modalities.svg", title, "more is better", bars, list(bars))
+    rows = [
+        [
+            name,
+            each["model"],
+            number(each["bare_cpu_us"] / 1000),
+            *(
+                number((cpu := figure(each["results"], "wherry", count, "cpu_us")) and cpu / 1000)
+                for count in each["connections"]
+            ),
+            number(each["results"][0]["memory"].get("pss")),
+        ]
+        for name, each in each_one.items()
+    ]
+    counts = next(iter(each_one.values()))["connections"] if each_one else ()
+    heads = [
+        "task",
+        "model",
+        "bare loop: CPU ms/req",
+        *(f"c={count}" for count in counts),
+        "PSS MiB",
+    ]
+    return "\n".join(
+        [
+            "## Pictures and sound\n",
+            "A photo as JPEG, or a sound file, or a sentence, in one request. The bare loop "
+            "(`bench/bare.py`) does the same with the library alone, on the same core and with one "
+            "thread: decode the file, prepare, run, encode the answer; no network, no duties.\n",
+            judged(judge_modalities(each_one)),
+            "![Ours beside the bare loop, for each task](pictures/bench-modalities.svg)\n",
+            table(heads, rows, left=2),
+        ]
+    )
+
+
 def growth(found: Mapping[str, Any], pictures: Path) -> str:
     """A5."""
     one, every = found["one_core"], found["all_cores"]
@@ -344,5 +393,6 @@ SECTIONS = {
     "embeddings": embeddings,
     "chat": chat,
     "tensors": tensors,
+    "modalities": modalities,
     "growth": growth,
 }

@@ -145,3 +145,16 @@ def judge_tensors(sizes: Mapping[str, Results]) -> list[Line]:
             text = f"{size}, 8 connections, requests/s against {label}"
             lines.append(at_least(text, wanted, ours[1] if ours else None, theirs))
     return lines
+
+
+def judge_modalities(found: Mapping[str, Any]) -> list[Line]:
+    """Pictures and sound."""
+    lines: list[Line] = []
+    for name, each in found.items():
+        for count in each["connections"]:
+            ours = figure(each["results"], "wherry", count, "requests_per_second")
+            text = (
+                f"{name.replace('-', ' ')}, {count} connections, requests/s against the bare loop"
+            )
+            lines.append(at_least(text, 0.8, ours, each["bare"]))
+    return lines

@@ -71,6 +71,17 @@ def results() -> dict[str, Any]:
                 "4 MB": [result("wherry", c1=10, c8=90), *(result(n, c8=100) for n in others)]
             },
         },
+        "modalities": {
+            "modalities": {
+                "image-classification": {
+                    "model": "some-net",
+                    "connections": [1, 8],
+                    "bare": 100.0,
+                    "bare_cpu_us": 10_000.0,
+                    "results": [result("wherry", c1=79, c8=85)],
+                }
+            }
+        },
         "growth": {
             "one_core": [
                 result("deployments-1", c64=100), result("deployments-100", c64=90),
@@ -104,6 +115,9 @@ def test_every_threshold_says_whether_it_is_met(tmp_path: Path, results: dict[st
     assert line_of(page, "1 streams").endswith("| ≤ 1.05 × | 1.06 | **not met** |")
     assert line_of(page, "first token, median").endswith("| ≤ 5 | 2.00 | met |")
     assert line_of(page, "against the bare relay").endswith("| ≥ 0.8 × | 0.90 | met |")
+    assert line_of(page, "classification, 1 conn").endswith("| ≥ 0.8 × | 0.79 | **not met** |")
+    assert line_of(page, "classification, 8 conn").endswith("| ≥ 0.8 × | 0.85 | met |")
+    assert "| image-classification | some-net | 10.0 | 12.7 | 11.8 | 1.00 |" in page
 
 
 def test_who_could_not_be_measured_is_named_with_the_reason(

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from wherry import errors
-from wherry.memory import settle_memory
+from wherry.memory import give_back_memory, settle_memory, share_heap
 from wherry.worker.loop import Worker
 from wherry.worker.sandbox.sandbox import (
     PROGRAM_RUNTIMES,
@@ -41,6 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = read_config(arguments.config_fd)
     sys.stdout = sys.stderr  # what a model prints is in the log at once, among its errors
+    share_heap()
     let_gateways_finish()
     if config.spec.runtime not in PROGRAM_RUNTIMES:
         seal(config.sandbox)
@@ -106,7 +107,7 @@ async def serve(config: WorkerConfig, listen_fd: int, report_fd: int) -> int:
         return report_failure(reports, error)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    settle_memory(decodes_files=worker.reads_files)
+    settle_memory()
     listener = socket.socket(fileno=listen_fd)
     listener.setblocking(False)
     loop.add_reader(listen_fd, lambda: accept_all(listener, worker))
@@ -166,10 +167,13 @@ def send_report(reports: socket.socket, report: Report) -> None:
 async def send_heartbeats(reports: socket.socket, worker: Worker) -> None:
     """Evidence for the watchdog, once a second."""
     loop_begun = time.thread_time()
+    idle = IdleMemory()
     for beat in itertools.count(1):
         await asyncio.sleep(HEARTBEAT_SECONDS)
         is_measured = beat % BEATS_A_MEASUREMENT == 0
         progress = worker.progress()
+        if is_measured:
+            idle.look(progress.finished, is_busy=worker.in_flight > 0)
         send_report(
             reports,
             Report(
@@ -183,6 +187,21 @@ async def send_heartbeats(reports: socket.socket, worker: Worker) -> None:
                 memory_mib=memory_of(worker) if is_measured else 0,
             ),
         )
+
+
+class IdleMemory:
+    """Gives memory back once when nothing was asked since the last look."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._given_back = 0
+
+    def look(self, finished: int, *, is_busy: bool) -> None:
+        """`finished` requests have an answer by now."""
+        if not is_busy and finished == self._seen != self._given_back:
+            give_back_memory()
+            self._given_back = finished
+        self._seen = finished
 
 
 def _exit_if_orphaned(reports: socket.socket) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.task import Signature, is_slow_to_encode, media_of
 from wherry.worker.batcher import Batcher, Waiting
 from wherry.worker.busy import BusyTime
+from wherry.worker.cores import count_cores
 from wherry.worker.executor import Executor, Pace, run_batch
 from wherry.worker.peer import Peer, Work
 from wherry.worker.rows import Gathered, Tables
@@ -51,6 +53,9 @@ HELD_WAITING = 16
 """Only while so many wait: then the processor is what all wait for, and waking others takes it."""
 MAX_LIGHT_BYTES = 8 << 20
 """Looking at so many numbers takes milliseconds, however light each is."""
+PREPARE_THREADS = max(2, min(4, count_cores()))
+"""Threads that decode files and encode them, beside the one that runs the model. Each keeps the
+memory of what it decoded."""
 PUSH_SECONDS = 1.0
 """A gateway that takes no byte for so long is given up, if a model waits for it that may run once."""
 
@@ -62,6 +67,7 @@ class Worker:
         self.config = config
         self.spec = config.spec
         self.loop = asyncio.get_running_loop()
+        self.loop.set_default_executor(ThreadPoolExecutor(PREPARE_THREADS, "prepare"))
         self.executor = Executor(self.loop)
         self.peers: set[Peer] = set()
         self.bundle: Bundle = open_bundle(Path(config.bundle_folder))

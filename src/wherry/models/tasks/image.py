@@ -275,7 +275,8 @@ def _decode_picture(picture: Image, options: ImageOptions, crop: Box | None) -> 
     # only now: Pillow may read a whole file to find its EXIF data
     is_lying = picture.getexif().get(EXIF_ORIENTATION, 1) in LYING
     size = (full_width, full_height) if is_lying else (full_height, full_width)
-    picture = _with_plain_mode(ImageOps.exif_transpose(picture))
+    ImageOps.exif_transpose(picture, in_place=True)  # else it copies what is upright already
+    picture = _with_plain_mode(picture)
     if crop is not None:
         picture = picture.crop(crop.within(picture.width, picture.height))
         size = picture.height, picture.width
@@ -294,7 +295,8 @@ def _with_plain_mode(picture: Image) -> Image:
         return import_pillow().fromarray(pixels.astype(np.uint8))
     if picture.has_transparency_data:
         return picture.convert("RGBA")
-    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    plain_mode = "L" if picture.mode in ("1", "L") else "RGB"
+    return picture if picture.mode == plain_mode else picture.convert(plain_mode)
 
 
 def _too_many_pixels(height: int, width: int) -> InvalidInput:

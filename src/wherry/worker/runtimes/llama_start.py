@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from wherry.errors import InvalidInput
+from wherry.worker.cores import count_cores
 from wherry.worker.runtimes.llama_native import llama
 from wherry.worker.runtimes.socket_folder import new_socket_folder
 
@@ -31,11 +32,6 @@ class StartedServer(msgspec.Struct):
     def socket(self) -> Path:
         """Its Unix socket."""
         return self.folder / SOCKET_NAME
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def new_parameters(file: Path, device: str, *, threads: int = 0, batch_threads: int = 0) -> Any:

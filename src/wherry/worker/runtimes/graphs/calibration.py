@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from wherry.worker.cores import count_cores
+
 FORMAT = 1
 SHORT, MEDIUM, LONG = 8, 32, 64
 """Tokens of the texts that are tried."""
@@ -61,18 +63,11 @@ def describe_machine(device: str) -> str:
             name = next(lines, "").partition(":")[2].strip()
     except OSError:
         pass
-    return f"{name or os.uname().machine}, {count_processors()} processors, {device}"
-
-
-def count_processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return f"{name or os.uname().machine}, {count_cores()} processors, {device}"
 
 
 def _count_workers(device: str) -> int:
-    return count_processors() if device == "cpu" else 1
+    return count_cores() if device == "cpu" else 1
 
 
 def recall(known: object, device: str) -> Calibration | None:

@@ -16,7 +16,7 @@ from wherry.models.tasks.image_fit import Frame, ImageOptions, fit_image, frame_
 from wherry.models.tasks.options import read_options
 from wherry.worker.runtimes.graphs.graph import Array, GraphTensor, Quantisation
 
-MAX_BATCH_NUMBERS = 1 << 20
+MAX_BATCH_NUMBERS = 1 << 17
 """Pixels times channels in one batch: beyond, a convolution gains nothing but memory."""
 MAX_BATCH_PICTURES = 64
 UNKNOWN_SIZE_BATCH = 4
@@ -72,7 +72,8 @@ class Pixels:
         std = np.atleast_1d(np.array(1.0 if stated.std == () else stated.std, dtype=np.float32))
         if not {len(mean), len(std)} <= {1, self._channels} or not (std > 0).all():
             raise InvalidInput(f"mean and std must have 1 or {self._channels} numbers, std above 0")
-        return mean, 1.0 / std
+        shape = (-1, 1, 1) if self._layout == "NCHW" else (-1,)
+        return mean.reshape(shape), (1.0 / std).reshape(shape)
 
     @property
     def _channels(self) -> int:
@@ -93,11 +94,17 @@ class Pixels:
             fitted = fitted[:, :, np.newaxis]
         if self._pixels.channel_order == "BGR":
             fitted = fitted[:, :, ::-1]
-        if self._tensor.dtype.kind == "f":
-            scaled = fitted * self._scale
-            fitted = (scaled - self._shift) * self._factor
-        numbers = arrange(fitted, self._layout).astype(self._tensor.dtype)
-        return np.ascontiguousarray(numbers)
+        if self._layout == "NCHW":
+            fitted = fitted.transpose(2, 0, 1)
+        pixels = np.ascontiguousarray(fitted)  # bytes are cheaper to move than floats
+        numbers = self._normalise(pixels) if self._tensor.dtype.kind == "f" else pixels
+        return arrange(numbers.astype(self._tensor.dtype, copy=False), self._layout)
+
+    def _normalise(self, pixels: Array) -> Array:
+        numbers = np.multiply(pixels, self._scale, dtype=np.float32)
+        numbers -= self._shift
+        numbers *= self._factor
+        return numbers
 
     def size_of(self, numbers: Array) -> tuple[int, int]:
         """Height and width of a picture that `to_numbers` made."""
@@ -167,9 +174,8 @@ def check_channels(options: ImageOptions, tensor: GraphTensor, layout: Layout) -
 
 
 def arrange(picture: Array, layout: Layout) -> Array:
-    """A picture [height, width, channels] in the order of the graph, without the rows."""
-    if layout == "NCHW":
-        return picture.transpose(2, 0, 1)
+    """A picture without the dimensions that the graph does not have: [height, width, channels] for
+    `NHW` and `flat`."""
     if layout == "NHW":
         return picture[:, :, 0]
     return picture.reshape(-1) if layout == "flat" else picture
