@@ -174,8 +174,7 @@ def check_channels(options: ImageOptions, tensor: GraphTensor, layout: Layout) -
 
 
 def arrange(picture: Array, layout: Layout) -> Array:
-    """A picture without the dimensions that the graph does not have: [height, width, channels] for
-    `NHW` and `flat`."""
+    """A picture with the dimensions that the graph has: `NHW` and `flat` have fewer."""
     if layout == "NHW":
         return picture[:, :, 0]
     return picture.reshape(-1) if layout == "flat" else picture
