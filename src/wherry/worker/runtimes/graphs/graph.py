@@ -96,6 +96,9 @@ class Graph(ABC):
                 return by_name[name]
         return self.outputs[0]
 
+    def expect_one_size(self) -> None:  # noqa: B027 - most frameworks have nothing to do
+        """Whoever runs it will give it inputs of one size: it may keep what a run needs."""
+
     @abstractmethod
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
         """Outputs by name, in order; all of them by default.

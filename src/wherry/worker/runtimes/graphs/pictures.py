@@ -60,6 +60,8 @@ class PictureModel(ABC):
             )
         self.input = self.graph.inputs[0]
         self.pixels = Pixels(self.input, bundle)
+        if self.pixels.options.image_size is not None:
+            self.graph.expect_one_size()
         self.outputs = self._choose_outputs(bundle)
         pictures = self.pixels.trial_pictures()
         with trial(self.graph):
