@@ -64,6 +64,8 @@ RATE_SECONDS = 15.0
 RUN_PREFIX = "wherry-run-"
 BACKLOG = 2048
 STOP_SECONDS = 20
+CLEAN_UP_SECONDS = 8
+"""What a gateway may take to end after its requests have; the supervisor kills it later still."""
 ROUTES_SECONDS = 10
 SPARE_FILES = 256
 """Descriptors that connections leave to links, journal and database."""
@@ -693,6 +695,7 @@ class GatewayProcess:
                 await self._grpc_server.start()
             await make_http_server(config, self._stop_others).serve(sockets=[self._listener])
         finally:
+            signal.alarm(CLEAN_UP_SECONDS)  # ends the process if a disk or database hangs
             self._batch_lines.close()
             for task in tasks:
                 task.cancel()
@@ -775,9 +778,9 @@ def raise_open_files(wanted: int) -> int:
 def make_http_server(config: Any, stop_others: Callable[[], Coroutine[Any, Any, None]]) -> Any:
     """A uvicorn server that stops others, too, while it waits for requests in flight.
 
-    When it returns, the process ends by the signal that told it to stop. It wakes up once a second,
-    for the date in its answers, and when it is told to stop; uvicorn's own loop looks ten times a
-    second whether it is.
+    A signal lets it return; what else must end is up to its caller. It wakes up once a second, for
+    the date in its answers, and when it is told to stop; uvicorn's own loop looks ten times a second
+    whether it is.
     """
     import uvicorn
 
@@ -792,7 +795,8 @@ def make_http_server(config: Any, stop_others: Callable[[], Coroutine[Any, Any, 
                 told.clear()
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            super().handle_exit(sig, frame)
+            # not uvicorn's, which raises the signal again before the caller can clean up
+            self.should_exit = True
             loop.call_soon_threadsafe(told.set)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
