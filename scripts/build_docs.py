@@ -26,7 +26,7 @@ from task_tables import CHINESE, ENGLISH, Words, index_tables, readme_table
 
 from wherry import errors
 from wherry import settings as settings_module
-from wherry.app import GatewayProcess
+from wherry.app.gateway import GatewayProcess
 from wherry.cli import main as cli_main
 from wherry.cli.command import app as cli
 from wherry.cli.command import examples_by_command
@@ -301,7 +301,7 @@ async def collect_rows() -> list[Row]:
         order = GatewayOrder("gateway 0", Settings(data=folder), f"{folder}/none.sock", 0)
         process: Any = GatewayProcess(order, unused)
         try:
-            return list(process._app.rows)
+            return list(process._doors.application.rows)
         finally:
             await process._journal.close()
             process._authenticator.close()

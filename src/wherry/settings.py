@@ -28,7 +28,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Settings of one server. Built once, in `wherry.app`, and passed down."""
+    """Settings of one server. Built once, in `wherry.cli`, and passed down."""
 
     data: str = ""
     """Folder of everything the server keeps; default `~/.wherry`."""

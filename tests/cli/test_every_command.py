@@ -50,12 +50,17 @@ JSON_CALLS = {
     "chat": "chat smollm2 hi",
     "predict": "predict sentiment lovely",
     "embed": "embed sentiment one two",
+    "batch create": "batch create LINES --dry-run",
+    "batch list": "batch list --help",
+    "batch show": "batch show BATCH_ID --help",
+    "batch cancel": "batch cancel BATCH_ID --help",
     "keys create": "keys create ci",
     "keys list": "keys list",
     "keys revoke": "keys revoke nothing --help",
     "usage": "usage",
 }
-"""A call of every command but `serve`, which answers nothing."""
+"""A call of every command but `serve`, which answers nothing; with `--help` where a real server is
+asked elsewhere."""
 
 
 def commands() -> list[str]:
@@ -97,11 +102,10 @@ def test_json_output_is_valid_json(run: Run, served: Twin, tmp_path: Path, name:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "wherry.toml").write_text('task = "tensor"\nruntime = "onnx"\n')
     (tmp_path / "specs.toml").write_text('[[deployments]]\nname = "x"\nmodel = "sentiment"\n')
+    (tmp_path / "lines.jsonl").write_text('{"custom_id": "1", "url": "/predict/x", "body": {}}\n')
+    given = {"BUNDLE": "bundle", "SPECS": "specs.toml", "LINES": "lines.jsonl"}
     words = [
-        word.replace("BUNDLE", str(tmp_path / "bundle")).replace(
-            "SPECS", str(tmp_path / "specs.toml")
-        )
-        for word in JSON_CALLS[name].split()
+        str(tmp_path / given[word]) if word in given else word for word in JSON_CALLS[name].split()
     ]
     outcome = run(*words, "-o", "json")
     assert outcome.code == 0, outcome.err

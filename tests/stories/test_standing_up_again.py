@@ -20,6 +20,7 @@ from tests.certificates import make_certificate
 from tests.conftest import LiveServer, clean_environment, run_server
 
 from wherry import Client, errors
+from wherry.app.http_server import STOP_SECONDS
 from wherry.client.schema import DeploymentSpec
 
 ROW = {"row": [5.1, 3.5, 1.4, 0.2]}
@@ -135,17 +136,65 @@ def _wait_for_usage(client: Client, count: int):
     return rows
 
 
-def test_sigterm_finishes_what_runs_and_leaves_nothing(tmp_path: Path):
-    slow = tmp_path / "slow"
+def deploy_sleeper(client: Client, folder: Path) -> None:
+    """`slow`: sleeps as many seconds as it is told."""
+    slow = folder / "slow"
     slow.mkdir()
     (slow / "model.py").write_text(
         "import time\nclass Model:\n    def predict(self, batch):\n"
         "        time.sleep(float(batch[0]['X'][0]))\n        return batch\n"
     )
+    client.models.import_model(slow, name="slow")
+    client.deployments.deploy("slow")
+
+
+def wait_for_line(server: LiveServer, words: str) -> str:
+    """The line of the server's log that has these words."""
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        for line in server.log().splitlines():
+            if words in line:
+                return line
+        time.sleep(0.05)
+    raise AssertionError(f"no line has {words!r}:\n{server.log()}")
+
+
+def test_a_gateway_that_is_told_to_stop_cleans_up_to_the_end(tmp_path: Path):
+    with run_server(tmp_path) as server:
+        for gateway in titled(server, "gateway"):
+            gateway.send_signal(signal.SIGTERM)
+        assert '"status":0' in wait_for_line(server, "gateway ended")
+
+
+@pytest.mark.slow
+def test_a_request_that_outlasts_its_gateway_is_told_and_recorded(tmp_path: Path):
+    with (
+        run_server(tmp_path, "--allow-code") as server,
+        Client(server.url, server.key) as client,
+    ):
+        deploy_sleeper(client, tmp_path)
+        body = {"X": [STOP_SECONDS + 15.0]}
+        replies: list[httpx.Response] = []
+        call = threading.Thread(
+            target=lambda: replies.append(server.http.post("/predict/slow", json=body))
+        )
+        call.start()
+        while [each.in_flight for each in client.workers()] != [1]:
+            time.sleep(0.05)
+        (gateway,) = titled(server, "gateway")
+        gateway.send_signal(signal.SIGTERM)
+        call.join(STOP_SECONDS + 10)
+        assert replies[0].status_code == 503
+        assert replies[0].json()["error"]["message"] == "the gateway is stopping"
+        assert '"status":0' in wait_for_line(server, "gateway ended")
+        (row,) = _wait_for_usage(client, 1)
+        assert (row.requests, row.errors) == (1, 1)
+
+
+def test_sigterm_finishes_what_runs_and_leaves_nothing(tmp_path: Path):
     with run_server(tmp_path, "--allow-code") as server:
         with Client(server.url, server.key) as client:
-            client.models.import_model(slow, name="slow")
-            client.deployments.deploy("slow")
+            deploy_sleeper(client, tmp_path)
             answers: list[object] = []
             call = threading.Thread(
                 target=lambda: answers.append(client.predict("slow", X=[2.5])["X"])

@@ -99,7 +99,7 @@ def serve(
     if every and not demo:
         raise UsageError("--all is for the demo", hint="wherry serve --demo --all")
     settings = load_settings(given, file=config)
-    from wherry.app import serve as run_server  # brings the server
+    from wherry.app.server import serve as run_server  # brings the server
 
     if not demo:
         return run_server(settings, on_ready=_announce)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, overload
 from wherry.client.answers import ChatAnswer
 from wherry.client.calls import (
     accounts,
+    batches,
     deployments,
     inference,
     jobs,
@@ -74,6 +75,17 @@ class AsyncJobs(AsyncResource):
     cancel = awaited(jobs.cancel_job)
 
 
+class AsyncBatches(AsyncResource):
+    """Files of requests that are answered when there is time."""
+
+    list = awaited(batches.list_batches)
+    get = awaited(batches.get_batch)
+    create = awaited(batches.create_batch)
+    wait = awaited(batches.wait_for_batch)
+    save = awaited(batches.save_results)
+    cancel = awaited(batches.cancel_batch)
+
+
 class AsyncRuntimes(AsyncResource):
     """What runs models, and where it is installed."""
 
@@ -118,6 +130,7 @@ class AsyncClient(AsyncResource):
         self.models = AsyncModels(self.transport)
         self.deployments = AsyncDeployments(self.transport)
         self.jobs = AsyncJobs(self.transport)
+        self.batches = AsyncBatches(self.transport)
         self.keys = AsyncKeys(self.transport)
         self.runtimes = AsyncRuntimes(self.transport)
 

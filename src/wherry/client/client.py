@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, overload
 from wherry.client.answers import ChatAnswer
 from wherry.client.calls import (
     accounts,
+    batches,
     deployments,
     inference,
     jobs,
@@ -76,6 +77,17 @@ class Jobs(BlockingResource):
     cancel = blocking(jobs.cancel_job)
 
 
+class Batches(BlockingResource):
+    """Files of requests that are answered when there is time."""
+
+    list = blocking(batches.list_batches)
+    get = blocking(batches.get_batch)
+    create = blocking(batches.create_batch)
+    wait = blocking(batches.wait_for_batch)
+    save = blocking(batches.save_results)
+    cancel = blocking(batches.cancel_batch)
+
+
 class Runtimes(BlockingResource):
     """What runs models, and where it is installed."""
 
@@ -120,6 +132,7 @@ class Client(BlockingResource):
         self.models = Models(self.transport)
         self.deployments = Deployments(self.transport)
         self.jobs = Jobs(self.transport)
+        self.batches = Batches(self.transport)
         self.keys = Keys(self.transport)
         self.runtimes = Runtimes(self.transport)
 

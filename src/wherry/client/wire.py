@@ -268,6 +268,11 @@ def platform(
     )
 
 
+def post(path: str, content: bytes) -> Request:
+    """A request with a body in JSON, to any door."""
+    return Request(method="POST", path=path, content=content, content_type="application/json")
+
+
 def quote_segment(name: str) -> str:
     """A name or relative path as part of a URL; `team/name` keeps its slash."""
     if not name or any(part in ("", ".", "..") for part in name.split("/")):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from wherry import errors
+from wherry.client.batch_schema import Batch, Counts, Faults
 from wherry.doors.openai_lists import ExpiresAfter, ListOf, make_row, page_of, read_after
 from wherry.doors.platform_base import read_body, read_number
 from wherry.doors.route import Inquiry, Response, Row, json_response
 from wherry.jobs.batches.batches import Batches, BatchOrder
-from wherry.jobs.batches.lines import ANY_ENDPOINT, PATH, Fault
+from wherry.jobs.batches.lines import ANY_ENDPOINT, PATH
 from wherry.jobs.batches.record import BatchRecord
 
 DEFAULT_PAGE, MAX_PAGE = 20, 100
@@ -36,46 +37,6 @@ class BatchRequest(msgspec.Struct):
     completion_window: str
     metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)] | None = None
     output_expires_after: ExpiresAfter | None = None
-
-
-class Faults(msgspec.Struct):
-    """What was wrong with the batch as a whole."""
-
-    data: list[Fault]
-    object: Literal["list"] = "list"
-
-
-class Counts(msgspec.Struct):
-    """Of requests."""
-
-    total: int
-    completed: int
-    failed: int
-
-
-class BatchObject(msgspec.Struct, kw_only=True):
-    """A batch."""
-
-    id: str
-    object: Literal["batch"] = "batch"
-    endpoint: str
-    completion_window: str
-    status: str
-    input_file_id: str
-    output_file_id: str | None
-    error_file_id: str | None
-    errors: Faults | None
-    request_counts: Counts
-    metadata: dict[str, str] | None
-    created_at: int
-    expires_at: int
-    in_progress_at: int | None
-    finalizing_at: int | None
-    completed_at: int | None
-    failed_at: int | None
-    expired_at: int | None
-    cancelling_at: int | None
-    cancelled_at: int | None
 
 
 class OpenAIBatchesDoor:
@@ -101,22 +62,22 @@ class OpenAIBatchesDoor:
                 self.create,
                 "Answer the requests in a file when there is time",
                 request=BatchRequest,
-                answer=BatchObject,
+                answer=Batch,
             ),
             make_row(
                 "GET",
                 "/v1/batches",
                 self.batches,
                 "Batches of your team, newest first",
-                answer=ListOf[BatchObject],
+                answer=ListOf[Batch],
             ),
-            make_row("GET", "/v1/batches/{id}", self.batch, "A batch", answer=BatchObject),
+            make_row("GET", "/v1/batches/{id}", self.batch, "A batch", answer=Batch),
             make_row(
                 "POST",
                 "/v1/batches/{id}/cancel",
                 self.cancel,
                 "Stop a batch; what was answered is kept",
-                answer=BatchObject,
+                answer=Batch,
             ),
         ]
 
@@ -183,7 +144,7 @@ def read_window(text: str) -> float:
     return float(seconds)
 
 
-def to_object(batch: BatchRecord) -> BatchObject:
+def to_object(batch: BatchRecord) -> Batch:
     """A batch as OpenAI's clients read it."""
     times: dict[str, Any] = {
         f"{state}_at": int(batch.times[state]) if state in batch.times else None
@@ -197,7 +158,7 @@ def to_object(batch: BatchRecord) -> BatchObject:
             "cancelled",
         )
     }
-    return BatchObject(
+    return Batch(
         id=batch.id,
         endpoint=batch.endpoint,
         completion_window=batch.completion_window,

@@ -12,13 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wherry.errors import InvalidInput, NotFound, TooLarge
-from wherry.storage.blobs import Blobs
+from wherry.settings import Settings
+from wherry.storage.blobs import Blobs, LocalBlobs
 from wherry.storage.database import Database
 from wherry.storage.tables import stored_responses as table
 
@@ -74,6 +75,16 @@ class ResponseStore:
         self._max_team_bytes = max_team_bytes
         self._added: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, settings: Settings, database: Database) -> Self:
+        """The one that all processes of a server share."""
+        return cls(
+            database,
+            LocalBlobs(settings.folder / "responses"),
+            settings.responses_kept_days * 86_400,
+            settings.responses_mib_per_team << 20,
+        )
 
     # ------------------------------------------------------------------ one response
 

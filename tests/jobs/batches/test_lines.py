@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wherry.jobs.batches.lines import MAX_FAULTS, Fault, Line, check_lines, read_line, read_lines
+from wherry.client.batch_schema import Fault
+from wherry.jobs.batches.lines import MAX_FAULTS, Line, check_lines, read_line, read_lines
 
 GOOD = {"custom_id": "a", "method": "POST", "url": "/predict/iris", "body": {"row": [1]}}
 

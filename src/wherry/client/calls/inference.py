@@ -21,6 +21,7 @@ from wherry.client.wire import (
     ask,
     decode,
     listen,
+    post,
     quote_segment,
 )
 
@@ -114,9 +115,7 @@ def _as_messages(messages: Messages) -> list[Mapping[str, Any]]:
 
 
 def _post(path: str, body: Mapping[str, Any]) -> Request:
-    return Request(
-        method="POST", path=path, content=encode_body(body), content_type="application/json"
-    )
+    return post(path, encode_body(body))
 
 
 # ---------------------------------------------------------- what is read of OpenAI's answers

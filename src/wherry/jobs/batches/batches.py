@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from wherry.accounts.keys import Principal
+from wherry.client.batch_schema import Fault
 from wherry.errors import Conflict, InvalidInput, NotFound
 from wherry.jobs.batches import store
-from wherry.jobs.batches.lines import Fault
 from wherry.jobs.batches.outputs import CANCELLED, Outputs, Rest, publish_outputs
 from wherry.jobs.batches.progress import ProgressFile
 from wherry.jobs.batches.record import BatchRecord, to_record

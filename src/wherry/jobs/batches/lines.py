@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from wherry.client.batch_schema import Fault
+
 MAX_FAULTS = 100
 MAX_ID_CHARACTERS = 512
 ANY_ENDPOINT = "*"
@@ -34,15 +36,6 @@ class Envelope(msgspec.Struct):
     """The one field of a body that concerns batches."""
 
     stream: Any = None
-
-
-class Fault(msgspec.Struct, omit_defaults=False):
-    """What is wrong with a batch as a whole."""
-
-    code: str
-    message: str
-    line: int | None = None
-    param: str | None = None
 
 
 class Checked(msgspec.Struct):

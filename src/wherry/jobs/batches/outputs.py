@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from wherry.jobs.batches.lines import Fault, Line, read_lines
+from wherry.client.batch_schema import Fault
+from wherry.jobs.batches.lines import Line, read_lines
 from wherry.jobs.batches.progress import ProgressFile
 from wherry.jobs.batches.record import BatchRecord
 from wherry.jobs.files.files import Files, Incoming, StoredFile

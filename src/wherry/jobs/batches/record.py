@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from wherry.jobs.batches.lines import Fault
+from wherry.client.batch_schema import Fault
 from wherry.jobs.batches.store import ENDED, Row
 from wherry.jobs.files.files import BATCH_SECONDS
 

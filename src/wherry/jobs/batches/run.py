@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from wherry import errors
+from wherry.client.batch_schema import Fault
 from wherry.jobs.batches.batches import INPUT, PROGRESS, Batches
 from wherry.jobs.batches.caller import GatewayLostError, Gateways
-from wherry.jobs.batches.lines import Fault, Line, check_lines, read_lines, streams
+from wherry.jobs.batches.lines import Line, check_lines, read_lines, streams
 from wherry.jobs.batches.outputs import (
     CANCELLED,
     EXPIRED,
