@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from wherry import errors
 from wherry.client.schema import DeploymentSpec
-from wherry.gateway.pipeline import MAX_NESTING
+from wherry.gateway.plan import MAX_NESTING
 from wherry.gateway.steps import find_dependencies
 
 
