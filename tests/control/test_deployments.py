@@ -8,7 +8,7 @@ import pytest
 
 from wherry import errors
 from wherry.accounts.teams import Teams
-from wherry.client.schema import DeploymentSpec, Limits, Replicas, Target
+from wherry.client.schema import DeploymentSpec, Limits, Replicas, Step, Target
 from wherry.control.deployments import Deployments, scaled, targets_of
 from wherry.control.memory import MemoryBudget
 from wherry.models.bundle import Manifest, encode_manifest
@@ -97,6 +97,26 @@ def test_specs_that_contradict_themselves_are_refused(house: House, spec: Deploy
     house.add("iris")
     with pytest.raises(errors.InvalidInput):
         house.deployments.apply(house.team, [spec])
+
+
+def test_a_pipeline_that_could_only_make_too_many_calls_is_refused(house: House):
+    """Calls of inner pipelines, and those that these make, are counted in all places."""
+    house.add("iris")
+
+    def calls(name: str, count: int) -> list[Step]:
+        return [Step(name=f"s{number}", deployment=name) for number in range(count)]
+
+    specs = [
+        DeploymentSpec(name="iris", model="iris"),
+        DeploymentSpec(name="inner", steps=calls("iris", 31)),
+        DeploymentSpec(name="middle", steps=calls("inner", 2)),
+        DeploymentSpec(name="most", steps=calls("middle", 31)),
+    ]
+    assert len(house.deployments.apply(house.team, specs)) == 4  # 31 * (1 + 2 * (1 + 31)) = 2015
+    with pytest.raises(errors.InvalidInput, match=r"at least 2080 calls.* limit is 2048"):
+        house.deployments.apply(
+            house.team, [DeploymentSpec(name="more", steps=calls("middle", 32))]
+        )
 
 
 def test_models_that_do_not_fit_together_are_refused_and_stopped_ones_count_nothing(house: House):

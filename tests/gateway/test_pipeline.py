@@ -140,3 +140,23 @@ def test_a_step_below_that_is_not_there_is_named_before_anything_runs(tmp_path: 
         assert await plane.records() == []
 
     play(tmp_path, story)
+
+
+# ------------------------------------------------------------------------------ bounds
+
+
+def test_all_calls_of_the_pipelines_below_are_counted_together(tmp_path: Path):
+    """Of deployments, also when these are pipelines that call no model."""
+    outer = pipeline("outer", step("many", "middle", "$request", each="$request.outer"))
+    middle = pipeline("middle", step("more", "inner", "$request", each="$request.middle"))
+    inner = pipeline("inner", step("none", "model", "$request", each="$request.inner"))
+
+    async def story(plane: DataPlane) -> None:
+        plane.route(beside=[outer, middle, inner])
+        body = {"outer": [0] * 64, "middle": [0] * 31, "inner": []}
+        assert await ask(plane, "outer", body) == [[[]] * 31] * 64  # 64 + 64 * 31 = 2048
+        with pytest.raises(errors.TooLarge, match=r"step 'many'.* more than 2048 calls"):
+            await ask(plane, "outer", body | {"middle": [0] * 32})
+        assert {record.deployment for record in await plane.records()} == {"outer"}
+
+    play(tmp_path, story)

@@ -15,7 +15,7 @@ from wherry.client.schema import (
 )
 from wherry.control import store
 from wherry.control.memory import MemoryBudget, memory_of
-from wherry.control.pipelines import check_pipeline
+from wherry.control.pipelines import called_by, check_pipeline
 from wherry.control.rollout import Wanted
 from wherry.control.store import Desired
 from wherry.control.versions import Pick, Versions
@@ -131,7 +131,7 @@ class Deployments:
         users = [
             each.spec.name
             for each in self.load(team_id)
-            if any(step.deployment.partition("@")[0] == name for step in each.spec.steps)
+            if any(called_by(step) == name for step in each.spec.steps)
         ]
         if users:
             raise errors.Conflict(

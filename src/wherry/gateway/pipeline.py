@@ -17,7 +17,7 @@ from wherry.client.schema import Step
 from wherry.frames import Usage
 from wherry.gateway import steps
 from wherry.gateway.admit import Inbound, timeout_of
-from wherry.gateway.plan import Plan, in_step, make_plan
+from wherry.gateway.plan import MAX_CALLS, Plan, in_step, make_plan
 from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute
 
@@ -58,6 +58,7 @@ class PipelineCall:
         self._deadline = time.monotonic() + timeout_of(inbound, route, gateway.settings)
         self._load = gateway.guard.load_of(route.full_name)
         self._held_bytes = 0
+        self._calls = 0
 
     async def answer(self) -> bytes:
         """The pipeline's answer, once its record is safe.
@@ -126,6 +127,7 @@ class PipelineCall:
     ) -> msgspec.Raw:
         with in_step(step):
             if not step.each:
+                self._count_calls(1)
                 return await self._ask(plan, step, steps.fill(step.input, values), number)
             return await self._take_each(plan, step, values, number)
 
@@ -139,6 +141,7 @@ class PipelineCall:
             raise errors.TooLarge(
                 f"{reference} has {len(elements)} elements, the limit is {steps.MAX_EACH}"
             )
+        self._count_calls(len(elements))
         gate = asyncio.Semaphore(EACH_AT_ONCE)
 
         async def ask(index: int, element: msgspec.Raw) -> msgspec.Raw:
@@ -184,6 +187,14 @@ class PipelineCall:
         name = number.removeprefix(self._inbound.request_id + ".")
         self.runs.append(StepRun(name, exchange.version.key, spent, answer.outcome.usage))
         return self._hold(bytes(answer.body))
+
+    def _count_calls(self, count: int) -> None:
+        self._calls += count
+        if self._calls > MAX_CALLS:
+            raise errors.TooLarge(
+                f"the call needs more than {MAX_CALLS} calls of deployments in all",
+                hint="send fewer elements, or call the pipelines below one by one",
+            )
 
     def _hold(self, answer: bytes) -> msgspec.Raw:
         self._held_bytes += len(answer)

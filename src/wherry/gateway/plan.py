@@ -17,6 +17,9 @@ from wherry.gateway.route import DeploymentRoute, Routes
 
 MAX_NESTING = 4
 """Pipelines within pipelines."""
+MAX_CALLS = 2048
+"""Of deployments in one call, those of pipelines within it included: as many as one pipeline of 32
+steps for 64 elements makes."""
 
 
 class Plan(msgspec.Struct, frozen=True):
