@@ -22,7 +22,7 @@ DOUBLE = """
 import pathlib, time
 
 class Model:
-    "Doubles X; what is below zero waits until somebody opens the gate."
+    "Doubles X; below zero it waits until somebody opens the gate; 1000 has a long answer."
 
     def load(self, folder):
         self.folder = pathlib.Path(folder)
@@ -33,7 +33,10 @@ class Model:
                 (self.folder / "begun").touch()
                 while not (self.folder / "gate").exists():
                     time.sleep(0.01)
-        return [{"X": item["X"] * 2} for item in batch]
+        return [self.double(item["X"]) for item in batch]
+
+    def double(self, x):
+        return {"X": (x * 2).repeat(100_000 if x[0] == 1000 else 1)}
 """
 
 
@@ -160,3 +163,50 @@ def test_all_calls_of_the_pipelines_below_are_counted_together(tmp_path: Path):
         assert {record.deployment for record in await plane.records()} == {"outer"}
 
     play(tmp_path, story)
+
+
+ANSWER_BYTES = len(json.dumps({"X": [2000.0] * 100_000}, separators=(",", ":")))
+
+
+def long_answers(count: int) -> DeploymentRoute:
+    steps = [step(f"s{number}", "model", {"X": [1000.0]}) for number in range(count)]
+    return pipeline("long", *steps, answer={"done": True})
+
+
+def test_answers_that_steps_leave_count_as_bodies_do_and_are_freed_at_the_end(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        worker = await start_model(plane, tmp_path / "bundle")
+        plane.route(worker, beside=[long_answers(3)])
+        assert await ask(plane, "long", {}) == {"done": True}
+        assert plane.gateway.guard.held_bytes == 0
+        plane.route(worker, beside=[long_answers(4)])
+        with pytest.raises(errors.Overloaded, match=r"step 's.': requests in flight hold"):
+            await ask(plane, "long", {})
+        assert plane.gateway.guard.held_bytes == 0
+        assert plane.gateway.guard.running() == {}
+
+    play(tmp_path, story, max_in_flight_bytes=4 * ANSWER_BYTES - 1)
+
+
+def test_while_a_call_holds_answers_others_find_that_much_less_room(tmp_path: Path):
+    after = {"X": "$request.X", "after": "$long.nothing?"}
+    waits = pipeline("waits", step("long", "model", {"X": [1000.0]}), step("wait", "model", after))
+    inner = pipeline("inner", step("in", "waits", "$request"))
+
+    async def story(plane: DataPlane) -> None:
+        bundle = tmp_path / "bundle"
+        worker = await start_model(plane, bundle)
+        plane.route(worker, beside=[waits, inner])
+        ended = asyncio.ensure_future(ask(plane, "inner", {"X": [-1.0]}))
+        await until_exists(bundle / "begun")
+        assert plane.gateway.guard.held_bytes > ANSWER_BYTES
+        with pytest.raises(errors.Overloaded, match="requests in flight hold"):
+            await plane.call([1.0] * 1000)
+        ended.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ended
+        assert plane.gateway.guard.held_bytes == 0
+        (bundle / "gate").touch()
+        assert await plane.call(1.0) == [2.0]
+
+    play(tmp_path, story, max_in_flight_bytes=ANSWER_BYTES + 1000)
