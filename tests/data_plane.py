@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,14 @@ class DataPlane:
         await self.wait_for(worker, "ready")
         return worker
 
-    def route(self, *workers: WorkerHandle, number: int = 1, **changes: Any) -> None:
-        """Let deployment `model` be served by these workers."""
+    def route(
+        self,
+        *workers: WorkerHandle,
+        number: int = 1,
+        beside: Sequence[DeploymentRoute] = (),
+        **changes: Any,
+    ) -> None:
+        """Let deployment `model` be served by these workers, and others be there beside it."""
         self._epoch += 1
         idempotent = changes.pop("idempotent", True)
         version = version_route(*workers, number=number, idempotent=idempotent)
@@ -126,7 +132,7 @@ class DataPlane:
         deployment = DeploymentRoute(
             team_id="team-1", team="default", created_at=0.0, **(fields | changes)
         )
-        self.gateway.replace_routes(Snapshot(self._epoch, (deployment,)))
+        self.gateway.replace_routes(Snapshot(self._epoch, (deployment, *beside)))
 
     async def wait_for_links(self, count: int) -> None:
         """Return when so many workers have shaken hands with the gateway."""

@@ -1,12 +1,12 @@
-"""Whether a pipeline can be: its steps' order, the deployments that they call, and no circle."""
+"""Whether a pipeline can be: its steps' order, the deployments that they call, how many, no circle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from wherry import errors
-from wherry.client.schema import DeploymentSpec
-from wherry.gateway.pipeline import MAX_NESTING
+from wherry.client.schema import DeploymentSpec, Step
+from wherry.gateway.plan import MAX_CALLS, MAX_NESTING
 from wherry.gateway.steps import find_dependencies
 
 
@@ -28,6 +28,18 @@ def check_pipeline(spec: DeploymentSpec, known: Mapping[str, DeploymentSpec]) ->
         return
     find_dependencies(spec.steps, spec.answer)
     _follow(spec, known, (spec.name,), set())
+    least = _count_calls(spec, known, {})
+    if least > MAX_CALLS:
+        raise errors.InvalidInput(
+            f"pipeline {spec.name!r} makes at least {least} calls, those of the pipelines in it "
+            f"included; the limit is {MAX_CALLS}",
+            param="steps",
+        )
+
+
+def called_by(step: Step) -> str:
+    """The name of the deployment that a step calls, without a version."""
+    return step.deployment.partition("@")[0]
 
 
 def _follow(
@@ -46,7 +58,7 @@ def _follow(
             param="steps",
         )
     for step in spec.steps:
-        name = step.deployment.partition("@")[0]
+        name = called_by(step)
         if name in path:
             raise errors.InvalidInput(
                 f"the pipeline calls itself: {' -> '.join((*path, name))}", param="steps"
@@ -58,3 +70,16 @@ def _follow(
                 param="steps",
             )
         _follow(known[name], known, (*path, name), seen)
+
+
+def _count_calls(
+    spec: DeploymentSpec, known: Mapping[str, DeploymentSpec], counted: dict[str, int]
+) -> int:
+    """Calls of deployments that a pipeline makes if all lists that it goes through are empty."""
+    if spec.name not in counted:
+        counted[spec.name] = sum(
+            1 + _count_calls(known[called_by(step)], known, counted)
+            for step in spec.steps
+            if not step.each
+        )
+    return counted[spec.name]

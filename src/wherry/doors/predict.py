@@ -14,6 +14,8 @@ from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute
 
 PREDICT = Direct("predict", "predict", ("content-type",))
+MAX_TIMINGS = 64
+"""Calls that the answer of a pipeline tells the time of: clients and proxies bound a header."""
 
 
 class PredictDoor:
@@ -82,12 +84,13 @@ async def _unless_gone(inquiry: Inquiry, answer: asyncio.Future[bytes]) -> bytes
 
 
 def headers_of(call: PipelineCall) -> dict[str, str]:
-    """Units of all steps together, and how long each took."""
+    """Units of all steps together, and how long each of the first took."""
     usage = call.usage
     units = {name: getattr(usage, name) for name in usage.__struct_fields__}
     return {
         "x-wherry-units": ", ".join(f"{name}={count}" for name, count in units.items()),
         "server-timing": ", ".join(
-            f'{run.name};dur={run.milliseconds:.2f};desc="{run.version}"' for run in call.runs
+            f'{run.name};dur={run.milliseconds:.2f};desc="{run.version}"'
+            for run in call.runs[:MAX_TIMINGS]
         ),
     }

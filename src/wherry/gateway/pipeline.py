@@ -7,10 +7,8 @@ its own name. The call itself is one record without units, so nothing is counted
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -18,17 +16,16 @@ from wherry import errors
 from wherry.client.schema import Step
 from wherry.frames import Usage
 from wherry.gateway import steps
-from wherry.gateway.admit import Inbound, find_deployment, timeout_of
+from wherry.gateway.admit import Inbound, timeout_of
+from wherry.gateway.plan import MAX_CALLS, Plan, in_step, make_plan
 from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute
 
 CODEC = "predict"
 JSON_HEADERS = {"content-type": "application/json"}
-MAX_NESTING = 4
-"""Pipelines within pipelines."""
 EACH_AT_ONCE = 8
 MAX_HELD_BYTES = 256 << 20
-"""Of the answers that one call holds."""
+"""Of the answers, and the requests of inner pipelines, that one call holds."""
 
 
 class StepRun(msgspec.Struct):
@@ -56,12 +53,12 @@ class PipelineCall:
         self.runs: list[StepRun] = []
         """What has been answered so far."""
         self._gateway = gateway
-        self._route = route
+        self._plan = make_plan(gateway.routes, inbound.principal, route)
         self._inbound = inbound
         self._deadline = time.monotonic() + timeout_of(inbound, route, gateway.settings)
         self._load = gateway.guard.load_of(route.full_name)
         self._held_bytes = 0
-        self._check_access(route, 0, set())
+        self._calls = 0
 
     async def answer(self) -> bytes:
         """The pipeline's answer, once its record is safe.
@@ -69,7 +66,7 @@ class PipelineCall:
         Raises:
             WherryError: of the first step that failed; the others are cancelled.
         """
-        settler, route, inbound = self._gateway.settler, self._route, self._inbound
+        settler, route, inbound = self._gateway.settler, self._plan.route, self._inbound
         begun, code = time.monotonic(), "internal"
         self._gateway.guard.enter(self._load, route, len(inbound.body))
         try:
@@ -77,7 +74,7 @@ class PipelineCall:
             kind = inbound.headers.get("content-type", "")
             request = steps.read_request(inbound.body, kind, wanted)
             async with asyncio.timeout_at(self._loop_deadline()):
-                found = await self._run(route, request, inbound.request_id)
+                found = await self._run(self._plan, request, inbound.request_id)
             code = ""
         except TimeoutError:
             code = errors.TimedOut.code
@@ -104,18 +101,16 @@ class PipelineCall:
 
     # ------------------------------------------------------------------ steps
 
-    async def _run(
-        self, route: DeploymentRoute, request: msgspec.Raw, number: str, depth: int = 0
-    ) -> msgspec.Raw:
+    async def _run(self, plan: Plan, request: msgspec.Raw, number: str) -> msgspec.Raw:
         """The answer of a pipeline; its steps run as soon as what they need is there."""
-        needs = steps.find_dependencies(route.steps, route.answer)
+        route, needs = plan.route, plan.needs
         values = {steps.REQUEST: request}
         tasks: dict[str, asyncio.Task[None]] = {}
 
         async def run(step: Step) -> None:
             for name in needs[step.name]:
                 await asyncio.shield(tasks[name])
-            values[step.name] = await self._take_step(step, values, f"{number}.{step.name}", depth)
+            values[step.name] = await self._take_step(plan, step, values, f"{number}.{step.name}")
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -128,15 +123,16 @@ class PipelineCall:
         return steps.fill(template, values)
 
     async def _take_step(
-        self, step: Step, values: Mapping[str, msgspec.Raw], number: str, depth: int
+        self, plan: Plan, step: Step, values: Mapping[str, msgspec.Raw], number: str
     ) -> msgspec.Raw:
-        with _named(step):
+        with in_step(step):
             if not step.each:
-                return await self._ask(step, steps.fill(step.input, values), number, depth)
-            return await self._take_each(step, values, number, depth)
+                self._count_calls(1)
+                return await self._ask(plan, step, steps.fill(step.input, values), number)
+            return await self._take_each(plan, step, values, number)
 
     async def _take_each(
-        self, step: Step, values: Mapping[str, msgspec.Raw], number: str, depth: int
+        self, plan: Plan, step: Step, values: Mapping[str, msgspec.Raw], number: str
     ) -> msgspec.Raw:
         reference = steps.parse_reference(step.each)
         assert reference is not None
@@ -145,12 +141,13 @@ class PipelineCall:
             raise errors.TooLarge(
                 f"{reference} has {len(elements)} elements, the limit is {steps.MAX_EACH}"
             )
+        self._count_calls(len(elements))
         gate = asyncio.Semaphore(EACH_AT_ONCE)
 
         async def ask(index: int, element: msgspec.Raw) -> msgspec.Raw:
             async with gate:  # a body may hold all of the request: only so many are made at once
                 body = steps.fill(step.input, {**values, steps.EACH: element})
-                return await self._ask(step, body, f"{number}.{index}", depth)
+                return await self._ask(plan, step, body, f"{number}.{index}")
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -159,15 +156,17 @@ class PipelineCall:
             raise _first_of(failed) from None
         return steps.list_of([task.result() for task in tasks])
 
-    async def _ask(self, step: Step, body: msgspec.Raw, number: str, depth: int) -> msgspec.Raw:
+    async def _ask(self, plan: Plan, step: Step, body: msgspec.Raw, number: str) -> msgspec.Raw:
         """One call of a deployment."""
-        gateway, inbound = self._gateway, self._inbound
-        deployment, _ = find_deployment(gateway.routes, inbound.principal, step.deployment)
-        if deployment.steps:
-            _check_nesting(depth + 1)
-            return await self._run(deployment, body, number, depth + 1)
+        inner = plan.inner.get(step.name)
+        if inner is not None:
+            return self._hold(await self._run(inner, self._hold(body), number))
+        return await self._ask_model(step, body, number)
+
+    async def _ask_model(self, step: Step, body: msgspec.Raw, number: str) -> msgspec.Raw:
+        gateway = self._gateway
         asked = msgspec.structs.replace(
-            inbound,
+            self._inbound,
             door="pipeline",
             request_id=number,
             deployment=step.deployment,
@@ -187,55 +186,26 @@ class PipelineCall:
         spent = (answer.outcome.queued_us + answer.outcome.run_us) / 1000
         name = number.removeprefix(self._inbound.request_id + ".")
         self.runs.append(StepRun(name, exchange.version.key, spent, answer.outcome.usage))
-        return self._hold(bytes(answer.body))
+        return self._hold(msgspec.Raw(bytes(answer.body)))
 
-    def _hold(self, answer: bytes) -> msgspec.Raw:
-        self._held_bytes += len(answer)
-        self._gateway.guard.enter_many(self._load, 0, len(answer))
-        if self._held_bytes > MAX_HELD_BYTES:
-            raise errors.TooLarge(f"the answers of the steps have more than {MAX_HELD_BYTES} bytes")
-        return msgspec.Raw(answer)
-
-    # ------------------------------------------------------------------ before anything runs
-
-    def _check_access(self, route: DeploymentRoute, depth: int, seen: set[tuple[str, int]]) -> None:
-        """Every deployment below, each once at a depth however many steps call it."""
-        if (route.name, depth) in seen:
-            return
-        seen.add((route.name, depth))
-        _check_nesting(depth)
-        if route.state == "stopped":
-            raise errors.NotReady(
-                f"pipeline {route.name!r} is stopped", hint=f"wherry start {route.name}"
+    def _count_calls(self, count: int) -> None:
+        self._calls += count
+        if self._calls > MAX_CALLS:
+            raise errors.TooLarge(
+                f"the call needs more than {MAX_CALLS} calls of deployments in all",
+                hint="send fewer elements, or call the pipelines below one by one",
             )
-        for step in route.steps:
-            with _named(step):
-                found, _ = find_deployment(
-                    self._gateway.routes, self._inbound.principal, step.deployment
-                )
-            if found.steps:
-                self._check_access(found, depth + 1, seen)
+
+    def _hold(self, value: msgspec.Raw) -> msgspec.Raw:
+        """Count in, until the call ends, what steps are given."""
+        if self._held_bytes + len(value) > MAX_HELD_BYTES:
+            raise errors.TooLarge(f"the answers of the steps have more than {MAX_HELD_BYTES} bytes")
+        self._gateway.guard.hold(len(value))
+        self._held_bytes += len(value)
+        return value
 
     def _loop_deadline(self) -> float:
         return asyncio.get_running_loop().time() + max(0.0, self._deadline - time.monotonic())
-
-
-@contextmanager
-def _named(step: Step) -> Generator[None]:
-    """An error says in which step it happened."""
-    try:
-        yield
-    except errors.WherryError as error:
-        told = copy.copy(error)
-        told.message = f"step {step.name!r}: {error.message}"
-        raise told from error
-
-
-def _check_nesting(depth: int) -> None:
-    if depth > MAX_NESTING:
-        raise errors.InvalidInput(
-            f"pipelines are nested more than {MAX_NESTING} deep", hint="do they call each other?"
-        )
 
 
 def _first_of(failed: BaseExceptionGroup[BaseException]) -> BaseException:
