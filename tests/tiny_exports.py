@@ -9,24 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny_translators import WORDS, write_json
+from tests.tiny_translators import (
+    HEARD,
+    SPEECH_TOKENS,
+    WORDS,
+    write_json,
+    write_whole_words,
+)
 
 HOW = "pip install 'wherry[transformers]' onnx onnxscript"
 torch = pytest.importorskip("torch", reason=HOW)
 transformers = pytest.importorskip("transformers", reason=HOW)
-SPEECH_TOKENS = (
-    "<|endoftext|>",
-    "<|startoftranscript|>",
-    "<|en|>",
-    "<|fr|>",
-    "<|translate|>",
-    "<|transcribe|>",
-    "<|startofprev|>",
-    "<|nospeech|>",
-    "<|notimestamps|>",
-    *(f"<|{step * 0.02:.2f}|>" for step in range(1501)),
-)
-HEARD = (*WORDS, *SPEECH_TOKENS)
 SIZES = {"d_model": 16} | {
     f"{side}_{name}": count
     for side in ("encoder", "decoder")
@@ -85,7 +78,7 @@ def save(part: Any, given: tuple[Any, ...], path: Path, axes: dict[str, Any]) ->
 def write_whisper(folder: Path, seed: int = 0, init_std: float = 0.5) -> Any:
     """Configuration, tokenizer and feature extractor of a Whisper that speaks a dozen words."""
     number = {token: at for at, token in enumerate(HEARD)}
-    write_words(folder, HEARD, SPEECH_TOKENS)
+    write_whole_words(folder, HEARD, SPEECH_TOKENS)
     torch.manual_seed(seed)
     config = transformers.WhisperConfig(
         vocab_size=len(HEARD),
@@ -121,7 +114,7 @@ def write_whisper(folder: Path, seed: int = 0, init_std: float = 0.5) -> Any:
 def write_trocr(folder: Path, seed: int = 0) -> Any:
     """Configuration, tokenizer and image processor of a pair that sees and writes."""
     special = ("<s>", "<pad>", "</s>", "<unk>")
-    write_words(folder, (*special, *WORDS), special)
+    write_whole_words(folder, (*special, *WORDS), special)
     torch.manual_seed(seed)
     sight = transformers.ViTConfig(
         hidden_size=16,
@@ -167,17 +160,3 @@ def set_all(config: Any, **values: Any) -> None:
 def write_configs(model: Any, folder: Path) -> None:
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-
-
-def write_words(folder: Path, vocabulary: tuple[str, ...], special: tuple[str, ...]) -> None:
-    """A `tokenizer.json` of whole words."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    numbers = {word: number for number, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(WordLevel(numbers, unk_token="the"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.add_special_tokens(list(special))
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))

@@ -258,9 +258,7 @@ class Window:
         return Heard(ids, tokens.decode(ids).strip(), temperature, mean, silence)
 
 
-def find_segments(
-    tokens: SpeechTokens, heard: Heard, samples: int
-) -> tuple[list[Segment], int]:
+def find_segments(tokens: SpeechTokens, heard: Heard, samples: int) -> tuple[list[Segment], int]:
     """What was said when, in seconds of the window, and how many samples are understood by it."""
     if heard.is_nothing:
         return [], samples

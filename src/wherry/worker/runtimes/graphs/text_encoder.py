@@ -171,6 +171,7 @@ class TextEncoder:
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
+    """A `tokenizer.json`; `FormatNotAllowed` if it is none."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises bare Exception
