@@ -4,6 +4,7 @@ but every framework that computes them must say the same."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,14 @@ WIDTH = 8
 START, END = VOCABULARY.index("<pad>"), VOCABULARY.index("</s>")
 
 
-def pair_weights(seed: int) -> dict[str, np.ndarray]:
+def pair_weights(seed: int, words: int = len(VOCABULARY)) -> dict[str, np.ndarray]:
     """Of the pair that `write_onnx_pair` writes and `answer_by_numpy` computes."""
     random = np.random.default_rng(seed)
     shapes = dict.fromkeys(
         ("Read", "Query", "Key", "Value", "CrossQuery", "CrossKey", "CrossValue"), (WIDTH, WIDTH)
     )
-    shapes |= {"Source": (len(VOCABULARY), WIDTH), "Target": (len(VOCABULARY), WIDTH)}
-    shapes |= {"Output": (WIDTH, len(VOCABULARY))}
+    shapes |= {"Source": (words, WIDTH), "Target": (words, WIDTH), "Output": (WIDTH, words)}
+    shapes |= {"Listen": (80, WIDTH), "See": (3, WIDTH)}
     return {name: random.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -137,11 +138,29 @@ def _attend(
     return (powers / powers.sum(axis=1, keepdims=True)) @ values
 
 
-ENCODER_NODES = """
+TEXT_ENCODER = """
     words = Gather (Source, input_ids)
     read = MatMul (words, Read)
     last_hidden_state = Tanh (read)
 """
+SOUND_ENCODER = """
+    frames = Transpose <perm = [0, 2, 1]> (input_features)
+    read = MatMul (frames, Listen)
+    last_hidden_state = Tanh (read)
+"""
+PICTURE_ENCODER = """
+    points = Transpose <perm = [0, 2, 3, 1]> (pixel_values)
+    shape = Constant <value_ints = [0, -1, 3]> ()
+    row = Reshape (points, shape)
+    read = MatMul (row, See)
+    last_hidden_state = Tanh (read)
+"""
+ENCODERS = {
+    "text": (["int64[b,s] input_ids", "int64[b,s] attention_mask"], TEXT_ENCODER),
+    "sound": (["float[b,80,3000] input_features"], SOUND_ENCODER),
+    "pictures": (["float[b,3,8,8] pixel_values"], PICTURE_ENCODER),
+}
+"""What a pair takes → its encoder's inputs and nodes."""
 TARGET_NODES = """
     x = Gather (Target, input_ids)
     query = MatMul (x, Query)
@@ -209,9 +228,12 @@ ATTENTION_NODES = """
 """
 
 
-def write_onnx_pair(folder: Path, kind: str, seed: int = 0) -> dict[str, np.ndarray]:
+def write_onnx_pair(
+    folder: Path, kind: str, seed: int = 0, takes: str = "text", words: int = len(VOCABULARY)
+) -> dict[str, np.ndarray]:
     """An encoder and decoders as optimum exports them; `kind` is `merged`, `split` or `plain`."""
-    weights = pair_weights(seed)
+    weights = pair_weights(seed, words)
+    folder.mkdir(exist_ok=True)
     ids, mask = "int64[b,s] input_ids", "int64[b,s] encoder_attention_mask"
     states = f"float[b,s,{WIDTH}] encoder_hidden_states"
     past = [
@@ -224,12 +246,12 @@ def write_onnx_pair(folder: Path, kind: str, seed: int = 0) -> dict[str, np.ndar
     target = ids.replace("[b,s]", "[b,n]")
     save_onnx(
         folder / "encoder_model.onnx",
-        [ids, "int64[b,s] attention_mask"],
+        ENCODERS[takes][0],
         [f"float[b,s,{WIDTH}] last_hidden_state"],
-        ENCODER_NODES,
+        ENCODERS[takes][1],
         weights,
     )
-    logits = f"float[b,n,{len(VOCABULARY)}] logits"
+    logits = f"float[b,n,{words}] logits"
     first = TARGET_NODES + FRESH_NODES + CROSS_NODES + ATTENTION_NODES
     if kind == "merged":
         nodes = TARGET_NODES + PAST_NODES + CROSS_NODES + ATTENTION_NODES
@@ -248,6 +270,44 @@ def write_onnx_pair(folder: Path, kind: str, seed: int = 0) -> dict[str, np.ndar
             weights,
         )
     return weights
+
+
+SPEECH_TOKENS = (
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|fr|>",
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+    *(f"<|{step * 0.02:.2f}|>" for step in range(1501)),
+)
+HEARD = (*WORDS, *SPEECH_TOKENS)
+"""What a tiny Whisper says."""
+
+
+def write_onnx_whisper(folder: Path, kind: str, seed: int = 0, words: int = len(HEARD)) -> None:
+    """A folder of a Whisper, its graphs in `onnx` as the Hub has them."""
+    write_whole_words(folder, HEARD, SPEECH_TOKENS)
+    write_onnx_pair(folder / "onnx", kind, seed, "sound", words)
+    sizes = {"vocab_size": len(HEARD), "max_target_positions": 40}
+    write_json(folder / "config.json", {"model_type": "whisper", "is_multilingual": True, **sizes})
+
+
+def write_whole_words(folder: Path, words: Sequence[str], special: Sequence[str]) -> None:
+    """A `tokenizer.json` that knows whole words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    numbers = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(WordLevel(numbers, unk_token="the"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens(list(special))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def save_onnx(

@@ -59,6 +59,17 @@ def test_a_folder_is_imported(run: Run, twin: Twin, tmp_path: Path):
     assert run("show", "mood@champion", "-o", "json").json["number"] == 1
 
 
+def test_an_import_says_what_was_found_and_what_was_assumed(run: Run, twin: Twin, tmp_path: Path):
+    (tmp_path / "wherry.toml").write_text('task = "tensor"\nruntime = "onnx"\n')
+    twin.assumed = ["pixels are RGB", "pictures are stretched"]
+    told = run("import", str(tmp_path), "--name", "mood")
+    assert told.out == "mood@1\n"
+    assert "by the runtime" in told.err
+    assert "assumed: pixels are RGB\nassumed: pictures are stretched\n" in told.err
+    found = run("import", str(tmp_path), "--name", "mood", "-o", "json").json
+    assert found["assumed"] == twin.assumed
+
+
 def test_options_and_labels_are_told_at_import_and_at_pull(run: Run, twin: Twin, tmp_path: Path):
     (tmp_path / "wherry.toml").write_text('task = "tensor"\nruntime = "onnx"\n')
     options = ["-p", "channel_order=BGR", "-p", "mean=[104,117,123]", "-p", "std=2"]

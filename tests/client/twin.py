@@ -104,6 +104,8 @@ class Twin:
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request, in order."""
         self.wishes: list[schema.PullRequest | schema.ImportRequest] = []
+        self.assumed: list[str] = []
+        """What the next imports take for granted."""
         """What pulls and imports said of the model."""
         self.refused_chats: list[errors.WherryError] = []
         """Told to the next chats, one each."""
@@ -253,7 +255,8 @@ class Twin:
             version.card.labels = body.labels
             if body.alias:
                 self.models[body.name].aliases[body.alias] = version.number
-            return {"model": body.name, "version": version.number, "digest": version.digest}
+            made = {"model": body.name, "version": version.number, "digest": version.digest}
+            return made | {"assumed": self.assumed}
 
         return self.start_job("import", work)
 

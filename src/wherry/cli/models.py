@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from wherry.cli.output import (
     format_age,
     format_bytes,
     note,
+    one_line,
     print_fields,
     print_table,
     progress,
@@ -103,6 +105,7 @@ def _print_job(job: Job, what: str, *, dry_run: bool) -> None:
     if dry_run:
         print(f"would {job.kind} {what}; nothing was done")
         return
+    _note_assumed(job.result.get("assumed", ()))
     _print_new(str(job.result.get("model")), int(job.result.get("version") or 0))
 
 
@@ -155,7 +158,18 @@ def import_model(
             licence=licence,
             on_progress=report,
         )
-    show(common, version, lambda: _print_new(version.model, version.number))
+    show(common, version, lambda: _print_import(version))
+
+
+def _print_import(version: Version) -> None:
+    note(f"task: {version.card.task}, by the runtime {version.card.runtime}")
+    _note_assumed(version.assumed)
+    _print_new(version.model, version.number)
+
+
+def _note_assumed(assumed: Iterable[str]) -> None:
+    for text in assumed:
+        note(f"assumed: {one_line(text)}")
 
 
 def _split(labels: str) -> list[str]:

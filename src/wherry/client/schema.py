@@ -98,6 +98,8 @@ class Version(Answer):
     aliases: list[str] = []
     running: dict[str, Any] = {}
     """What its workers chose when they loaded it (threads, batch sizes); only while it runs."""
+    assumed: list[str] = []
+    """What the import took for granted, as the files did not say it; only the importer is told."""
 
 
 class Model(Answer):
@@ -213,7 +215,7 @@ class Job(Answer):
     error: str = ""
     hint: str = ""
     result: dict[str, Any] = {}
-    """For a version: `{"model": …, "version": …, "digest": …}`."""
+    """For a version: `{"model": …, "version": …, "digest": …}`, and what was `assumed`, a text each."""
 
 
 # ------------------------------------------------------------------------------ runtimes

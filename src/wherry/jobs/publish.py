@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,10 @@ import msgspec
 
 from wherry import errors
 from wherry.jobs.environments import Environments
+from wherry.jobs.layout import lay_out, link
 from wherry.jobs.trial import CODE_RUNTIMES, Measured, try_model
 from wherry.models.bundle import MANIFEST, Manifest, encode_manifest
+from wherry.models.registry.assumptions import find_assumptions
 from wherry.models.registry.detect import detect, list_model_paths
 from wherry.models.registry.manifest import stored_paths
 from wherry.models.registry.registry import Registry
@@ -90,6 +91,7 @@ class Publisher:
         """
         settings = self._settings
         self._tell("checking files")
+        files = lay_out(files, self._folder / "laid out")
         manifest = detect(
             files,
             task=wish.task,
@@ -101,6 +103,7 @@ class Publisher:
             allow_code=settings.allow_code,
             allow_pickle=settings.allow_pickle,
         )
+        assumed = find_assumptions(manifest, list_model_paths(files), wish.options)
         if wish.sample:
             manifest = msgspec.structs.replace(manifest, sample=wish.sample)
         self._check_runtime(manifest)
@@ -132,7 +135,8 @@ class Publisher:
             environment=environment,
             alias=alias,
         )
-        return {"model": version.model, "version": version.number, "digest": version.digest}
+        made = {"model": version.model, "version": version.number, "digest": version.digest}
+        return made | ({"assumed": assumed} if assumed else {})
 
     def _check_runtime(self, manifest: Manifest) -> None:
         if manifest.runtime in CODE_RUNTIMES and not self._settings.allow_code:
@@ -153,12 +157,7 @@ class Publisher:
         shutil.rmtree(bundle, ignore_errors=True)
         bundle.mkdir(parents=True, mode=0o700)
         for path in stored_paths(manifest, list_model_paths(files)):
-            target = bundle / path
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            try:
-                os.link(files / path, target)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(files / path, target)
+            link(files / path, bundle / path)
         (bundle / MANIFEST).write_text(encode_manifest(manifest), encoding="utf-8")
         return bundle
 

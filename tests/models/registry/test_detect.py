@@ -448,15 +448,15 @@ def test_of_an_encoder_and_a_decoder_the_way_out_is_told(tmp_path: Path):
     assert "Python class" in refusal.value.hint
 
 
-def test_a_pair_that_hears_is_not_taken_for_a_translator(tmp_path: Path):
+def test_a_pair_that_hears_but_is_no_whisper_is_told_the_way_out(tmp_path: Path):
     files = {
         "onnx/encoder_model.onnx": onnx_bytes(("input_features",), ("last_hidden_state",)),
         "onnx/decoder_model_merged.onnx": TEXT_GRAPH,
-        "config.json": {"model_type": "whisper"},
+        "config.json": {"model_type": "speech_to_text"},
     }
-    with pytest.raises(InvalidInput, match="whisper") as refusal:
+    with pytest.raises(InvalidInput, match="speech_to_text") as refusal:
         detect(fill(tmp_path, files))
-    assert "ct2-transformers-converter" in refusal.value.hint
+    assert "Python class" in refusal.value.hint
 
 
 # ------------------------------------------------------------------------------ wherry.toml

@@ -246,4 +246,5 @@ def wait_for_version(
         name, number = str(job.result["model"]), int(job.result["version"])
     except (KeyError, TypeError, ValueError) as error:
         raise errors.Internal(f"job {job_id!r} tells no version: {job.result!r}") from error
-    return (yield from get_version(name, number))
+    version = yield from get_version(name, number)
+    return msgspec.structs.replace(version, assumed=list(map(str, job.result.get("assumed", ()))))

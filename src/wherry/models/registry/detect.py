@@ -14,6 +14,7 @@ from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manif
 from wherry.models.registry import (
     class_names,
     huggingface,
+    onnx_pairs,
     python_code,
     skops_schema,
     tflite_metadata,
@@ -160,8 +161,8 @@ def _detect_kind(
     entry = python_code.find_entry(folder, by_suffix.get(".py", []), wishes.options)
     if entry is not None:
         return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
-    if pair := translators.find_onnx_pair(folder, by_suffix.get(".onnx", [])):
-        return _detect_translator(folder, paths, "onnx", pair, wishes)
+    if pair := onnx_pairs.find_onnx_pair(folder, by_suffix.get(".onnx", [])):
+        return _detect_pair(folder, paths, pair, wishes)
     if translator := translators.find_ctranslate2(folder, by_suffix.get(".bin", [])):
         return _detect_translator(folder, paths, "ctranslate2", (translator,), wishes)
     if spacy_folder.CONFIG in paths and (parts := spacy_folder.pipeline_files(paths)):
@@ -260,6 +261,21 @@ def _detect_onnx(
         signature=_signature_for(wishes.task or found_task, model),
         files=(*files, *details.files),
         options=details.options,
+    )
+
+
+def _detect_pair(
+    folder: Path, paths: Sequence[str], files: Sequence[str], wishes: Wishes
+) -> Manifest:
+    """A pair of graphs: one that reads, hears or sees, and one that writes."""
+    task = onnx_pairs.find_task(folder, files[0])
+    if task == "translation":
+        return _detect_translator(folder, paths, "onnx", files, wishes)
+    hears = task == "automatic-speech-recognition"
+    describe = onnx_pairs.describe_listener if hears else onnx_pairs.describe_seer
+    details = describe(folder, paths)
+    return Manifest(
+        wishes.task or task, "onnx", files=(*files, *details.files), options=details.options
     )
 
 

@@ -139,11 +139,16 @@ def _truncation(tokenizer: Path) -> int:
 def describe_image_model(folder: Path) -> tuple[str, Details]:
     """Task, labels, options and files of a model of pictures; see `is_image_model`."""
     config = read_config(folder, CONFIG)
-    steps = read_config(folder, PREPROCESSOR)
     kind = _find_image_kind(config)
     assert kind is not None
-    task, options = kind[0], dict(kind[1])
-    options |= fit_options(steps)
+    task, options = kind[0], {**kind[1], **describe_pixels(read_config(folder, PREPROCESSOR))}
+    details = Details(_labels(config), options, (CONFIG, PREPROCESSOR))
+    return task, details
+
+
+def describe_pixels(steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that say what a `preprocessor_config.json` says of pictures."""
+    options = fit_options(steps)
     if steps.get("do_rescale", True):
         options["pixel_scale"] = _number(steps.get("rescale_factor")) or 1 / 255
     else:
@@ -152,8 +157,7 @@ def describe_image_model(folder: Path) -> tuple[str, Details]:
         for name, key in (("mean", "image_mean"), ("std", "image_std")):
             if values := _numbers(steps.get(key)):
                 options[name] = values
-    details = Details(_labels(config), options, (CONFIG, PREPROCESSOR))
-    return task, details
+    return options
 
 
 def _find_text_task(config: Mapping[str, Any], outputs: Mapping[str, int]) -> str:

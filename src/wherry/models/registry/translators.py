@@ -19,7 +19,6 @@ from wherry.models.registry.language_tags import find_languages, find_marian_tar
 from wherry.models.tasks.languages import TAG
 from wherry.models.trust.ctranslate2 import check_ctranslate2, is_ctranslate2
 from wherry.models.trust.files import open_regular
-from wherry.models.trust.onnx import check_onnx
 
 MODEL_TYPES: dict[str, str] = {
     "bart": "summarization",
@@ -38,13 +37,6 @@ MODEL_TYPES: dict[str, str] = {
     "umt5": "translation",
 }
 """`model_type` of encoders with decoders of texts → what they mostly do."""
-ENCODER = "encoder_model"
-DECODERS = (
-    ("decoder_model_merged",),
-    ("decoder_model", "decoder_with_past_model"),
-    ("decoder_model",),
-)
-QUANTIZED = ("", "_quantized", "_int8", "_uint8", "_fp16", "_q4", "_q4f16", "_bnb4")
 CTRANSLATE2 = "model.bin"
 TRANSFORMER_SPEC = "TransformerSpec"
 HEAD_BYTES = 64
@@ -84,46 +76,6 @@ def find_companions(paths: Sequence[str], folder: str = ".") -> tuple[str, ...]:
     return tuple(name for name in names if name in paths)
 
 
-# ------------------------------------------------------------------------------ pairs of ONNX files
-
-
-def find_onnx_pair(folder: Path, paths: Sequence[str]) -> tuple[str, ...]:
-    """The encoder's file, the decoder's, and what hold their tensors; none if there is no pair."""
-    for suffix in QUANTIZED:
-        for path in paths:
-            if PurePosixPath(path).name == f"{ENCODER}{suffix}.onnx":
-                for names in DECODERS:
-                    beside = [
-                        str(PurePosixPath(path).with_name(f"{name}{suffix}.onnx")) for name in names
-                    ]
-                    if all(each in paths for each in beside):
-                        _check_reads_text(folder, path)
-                        return _with_tensors(folder, (path, *beside))
-    return ()
-
-
-def _check_reads_text(folder: Path, encoder: str) -> None:
-    """Pairs that read sounds or pictures have the same names."""
-    inputs = [each.name for each in check_onnx(folder / encoder).signature.inputs]
-    if "input_ids" in inputs:
-        return
-    kind = read_config(folder, "config.json").get("model_type", "unknown type")
-    raise InvalidInput(
-        f"{encoder!r} reads {', '.join(map(repr, inputs))}, no text: pairs of graphs are served for "
-        f"translation and summarization, and this is {kind!r}",
-        hint="Whisper: convert it with ct2-transformers-converter; others: a Python class that runs "
-        "both graphs (docs/custom-models.md), or each graph by itself as tensors",
-    )
-
-
-def _with_tensors(folder: Path, paths: Sequence[str]) -> tuple[str, ...]:
-    found = list(paths)
-    for path in paths:
-        parent = PurePosixPath(path).parent
-        found += [str(parent / each) for each in check_onnx(folder / path).external_files]
-    return tuple(dict.fromkeys(found))
-
-
 # ------------------------------------------------------------------------------ CTranslate2
 
 
@@ -159,7 +111,7 @@ def describe_translator(
         read_config(folder, "generation_config.json")
     )
     task = task or _guess_task(config)
-    options: dict[str, Any] = _search_options(config)
+    options: dict[str, Any] = search_options(config)
     if limit := _input_limit(folder, config):
         options["max_input_tokens"] = limit
     own = _own_parameters(config, task)
@@ -167,7 +119,7 @@ def describe_translator(
         options |= _language_options(folder, config)
     elif isinstance(own.get("prefix"), str):
         options["prefix"] = own["prefix"]
-    options |= _search_options(own)
+    options |= search_options(own)
     return task, Details((), options, find_companions(paths))
 
 
@@ -188,7 +140,7 @@ def _own_parameters(config: Mapping[str, Any], task: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _search_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def search_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """How the model's makers search for answers, within what we allow."""
     options: dict[str, Any] = {}
     for key, name, most in (

@@ -43,6 +43,9 @@ BUILT_IN: dict[str, tuple[str, str]] = {
 """Name → (import string, the extra of `pip install 'wherry[extra]'` it needs)."""
 
 FOR_TASK: dict[tuple[str, str], str] = {
+    ("onnx", "automatic-speech-recognition"): (
+        "wherry.worker.runtimes.onnx_speech:OnnxSpeechRuntime"
+    ),
     ("transformers", "text-generation"): (
         "wherry.worker.runtimes.transformers_generation:TransformersGenerationRuntime"
     ),

@@ -17,7 +17,7 @@ from wherry.models.tasks.catalog import find_task
 from wherry.models.tasks.languages import LanguagePair
 from wherry.models.tasks.text_to_text import Decoding
 from wherry.worker.runtimes.catalog import create_runtime
-from wherry.worker.runtimes.graphs.seq2seq import kind_of
+from wherry.worker.runtimes.graphs.pair import kind_of
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

@@ -40,7 +40,7 @@ MODEL_BY_TASK: dict[str, str] = {
     "face-detection": "faces:FaceModel",
     "text-to-image": "generator:PictureGenerator",
     "zero-shot-image-classification": "dual_encoder:PictureChooser",
-    "image-to-text": "ocr:OcrModel",
+    "image-to-text": "readers:open_reader",
     "keypoint-detection": "keypoints:KeypointModel",
     "summarization": "seq2seq:PairModel",
     "translation": "seq2seq:PairModel",

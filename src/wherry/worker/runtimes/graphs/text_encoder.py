@@ -40,7 +40,7 @@ class TextEncoder:
     """
 
     def __init__(self, path: Path, max_tokens: int = 0) -> None:
-        self._tokenizer = _open_tokenizer(path)
+        self._tokenizer = open_tokenizer(path)
         own_limit = (self._tokenizer.truncation or {}).get("max_length", DEFAULT_MAX_TOKENS)
         self.pad_id = _find_pad_id(self._tokenizer)
         # cut and pad here: one tokenizer serves all threads and must not change under them
@@ -170,7 +170,8 @@ class TextEncoder:
         return ids[before : len(ids) - after] if has_both else ids
 
 
-def _open_tokenizer(path: Path) -> Tokenizer:
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A `tokenizer.json`; `FormatNotAllowed` if it is none."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers package raises bare Exception
