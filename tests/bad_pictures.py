@@ -92,10 +92,11 @@ def gif_of_frames(count: int, side: int = 8) -> bytes:
     return one[:start] + one[start:-1] * count + one[-1:]
 
 
-def gif_of_comments(gif: bytes, count: int) -> bytes:
-    """A GIF that says something before it shows something."""
+def gif_of_comments(gif: bytes, count: int, pieces: int = 1) -> bytes:
+    """A GIF that says something before it shows something, each time in so many pieces."""
     start = gif_start(gif)
-    return gif[:start] + b"\x21\xfe\x04talk\x00" * count + gif[start:]
+    piece = b"\x04talk" if pieces == 1 else b"\xff" + b"a" * 255
+    return gif[:start] + (b"\x21\xfe" + piece * pieces + b"\x00") * count + gif[start:]
 
 
 # ------------------------------------------------------------------------------ JPEG
