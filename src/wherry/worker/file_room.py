@@ -20,8 +20,10 @@ from wherry.worker.peer import Work
 
 READERS = min(4, os.cpu_count() or 1)
 """Files that are read at once: decoding keeps a processor busy, and needs memory of its own."""
-MAX_HELD_BYTES = 256 << 20
-"""While requests that were read hold so much, no other is read; one alone may hold more."""
+MAX_BYTES = 512 << 20
+"""For all that is being read, and all that was read and has not ended; one alone may take more."""
+READING_BYTES = 128 << 20
+"""Set aside for each that is being read: what it holds is known only afterwards."""
 
 Items = Sequence[Any] | None
 Understand = Callable[[Work, memoryview], Items]
@@ -56,8 +58,14 @@ class FileRoom:
         self._held_bytes -= self._held.pop(work, 0)
         self._read_next()
 
+    def _has_room(self) -> bool:
+        if not self._reading and not self._held_bytes:
+            return True
+        wanted = self._held_bytes + (self._reading + 1) * READING_BYTES
+        return self._reading < READERS and wanted <= MAX_BYTES
+
     def _read_next(self) -> None:
-        while self._waiting and self._reading < READERS and self._held_bytes < MAX_HELD_BYTES:
+        while self._waiting and self._has_room():
             work, body = self._waiting.popleft()
             self._reading += 1
             future = self._loop.run_in_executor(self._readers, self._read, work, body)
