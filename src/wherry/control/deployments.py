@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection
 
 from wherry import errors
 from wherry.client.schema import (
@@ -18,7 +17,7 @@ from wherry.control import store
 from wherry.control.memory import MemoryBudget, memory_of
 from wherry.control.pipelines import called_by, check_pipeline
 from wherry.control.rollout import Wanted
-from wherry.control.store import Desired
+from wherry.control.store import Connection, Desired
 from wherry.control.versions import Pick, Versions
 from wherry.models.registry.registry import Registry, ResolvedVersion
 from wherry.storage.database import Database, add_event, lock
