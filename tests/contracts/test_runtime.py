@@ -455,6 +455,7 @@ def test_every_built_in_runtime_is_named_in_the_suite():
     }
     elsewhere = {
         "apertium",
+        "diffusers",
         "transformers",
         "upstream",
         "python_stream",

@@ -32,7 +32,9 @@ def make_sample(manifest: Manifest) -> dict[str, Any] | None:
             return {"text": "Hello", "max_tokens": 4}
         return {"prompt": "Hello", "max_tokens": 4}
     if manifest.task == "text-to-image":
-        return {"prompt": manifest.labels[0] if manifest.labels else "a red square", "seed": 0}
+        if manifest.labels:
+            return {"prompt": manifest.labels[0], "seed": 0}
+        return {"prompt": "a red square", "seed": 0, "steps": 2}
     inputs = find_task(manifest.task).signature(manifest.task_config()).inputs
     if manifest.task.startswith("tabular"):
         return _make_row(manifest, inputs)

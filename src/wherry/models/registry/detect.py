@@ -13,6 +13,7 @@ from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
 from wherry.models.registry import (
     class_names,
+    diffusion_folder,
     huggingface,
     onnx_pairs,
     python_code,
@@ -61,6 +62,7 @@ RUNTIME_FORMATS = {
     "keras": {"keras", "hdf5"},
     "tensorflow": {"saved-model"},
     "ctranslate2": {"ctranslate2"},
+    "diffusers": {"json"},
     "transformers": {"safetensors"},
     "xgboost": {"xgboost"},
     "lightgbm": {"lightgbm"},
@@ -77,7 +79,7 @@ SUPPORTED = (
     "supported: one .onnx, .tflite, .pt, .pt2, .keras, .h5, .gguf or .skops file; trees of XGBoost "
     "(.json, .ubj) or LightGBM (.txt); a SavedModel; a Hugging Face folder with tokenizer.json and "
     "model.onnx, or config.json and model.safetensors; encoder_model.onnx with its decoder; a spaCy "
-    "pipeline; a translator or a Whisper folder with "
+    "pipeline; a folder of diffusers; a translator or a Whisper folder with "
     "model.bin (CTranslate2) and tokenizer.json; model.py with a class Model; or a folder with "
     "wherry.toml"
 )
@@ -161,6 +163,8 @@ def _detect_kind(
     entry = python_code.find_entry(folder, by_suffix.get(".py", []), wishes.options)
     if entry is not None:
         return _detect_python(folder, paths, entry, wishes, allow_code=allow_code)
+    if parts := diffusion_folder.find_files(folder, paths):
+        return _detect_diffusion(parts, wishes)
     if pair := onnx_pairs.find_onnx_pair(folder, by_suffix.get(".onnx", [])):
         return _detect_pair(folder, paths, pair, wishes)
     if translator := translators.find_ctranslate2(folder, by_suffix.get(".bin", [])):
@@ -261,6 +265,14 @@ def _detect_onnx(
         signature=_signature_for(wishes.task or found_task, model),
         files=(*files, *details.files),
         options=details.options,
+    )
+
+
+def _detect_diffusion(files: Sequence[str], wishes: Wishes) -> Manifest:
+    variant = diffusion_folder.find_variant(files)
+    options = {"variant": variant} if variant else {}
+    return Manifest(
+        wishes.task or "text-to-image", "diffusers", files=tuple(files), options=options
     )
 
 

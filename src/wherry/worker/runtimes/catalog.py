@@ -11,6 +11,7 @@ from wherry.worker.runtimes.runtime import Runtime
 BUILT_IN: dict[str, tuple[str, str]] = {
     "apertium": ("wherry.worker.runtimes.apertium:ApertiumRuntime", ""),
     "ctranslate2": ("wherry.worker.runtimes.ctranslate2:Ctranslate2Runtime", "ctranslate2"),
+    "diffusers": ("wherry.worker.runtimes.diffusers:DiffusersRuntime", "diffusers"),
     "forecaster": ("wherry.worker.runtimes.forecaster:ForecasterRuntime", ""),
     "onnx": ("wherry.worker.runtimes.onnx:OnnxRuntime", "onnx"),
     "opencv": ("wherry.worker.runtimes.opencv:OpencvRuntime", "opencv"),
