@@ -113,5 +113,5 @@ def test_a_team_that_has_too_many_jobs_gets_no_batch_and_keeps_no_trace(
     desk.start()
     with pytest.raises(errors.QuotaExceeded):
         desk.start()
-    assert len(desk.batches.page(desk.site.team_id, "", 9)) == 1
+    assert len(desk.batches.page(desk.site.team_id, limit=9)) == 1
     assert len(list((desk.site.folder / "batches").iterdir())) == 1
