@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Annotated, Any, Literal
-
-import msgspec
-from msgspec import Meta
+from typing import Any
 
 from wherry import errors
-from wherry.doors.anthropic_lists import PageOf, page_of, read_span, show_time, with_request_id
+from wherry.doors.anthropic_batch_shapes import (
+    MESSAGES,
+    DeletedBatch,
+    MessageBatch,
+    MessageBatchRequest,
+    check_items,
+    encode_line,
+    to_object,
+)
+from wherry.doors.anthropic_lists import PageOf, page_of, read_span, with_request_id
 from wherry.doors.anthropic_results import read_results
 from wherry.doors.errors import render_anthropic
 from wherry.doors.platform_base import decode_body
@@ -22,68 +28,11 @@ from wherry.jobs.batches.record import BatchRecord
 from wherry.jobs.files.files import BATCH_SECONDS, Files
 
 PATH = "/v1/messages/batches"
-MESSAGES = "/v1/messages"
 MAX_BODY_BYTES = 32 << 20
 """It is read here, in the gateway; a larger batch comes as a file."""
 WINDOW, WINDOW_SECONDS = "24h", 86_400.0
 ID = re.compile(r"batch_[0-9a-z]{26}")
 RESULTS_TYPE = "application/x-jsonl"
-
-
-class BatchItem(msgspec.Struct):
-    """A request of a batch."""
-
-    custom_id: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}(?!\n)$")]
-    params: msgspec.Raw
-    """The body of a message."""
-
-
-class MessageBatchRequest(msgspec.Struct):
-    """Asks for a batch."""
-
-    requests: Annotated[list[BatchItem], Meta(min_length=1)]
-
-
-class _Line(msgspec.Struct):
-    """A request as batches keep it."""
-
-    custom_id: str
-    method: Literal["POST"]
-    url: str
-    body: msgspec.Raw
-
-
-class ResultCounts(msgspec.Struct):
-    """Of requests; all are `processing` until the batch has ended."""
-
-    processing: int = 0
-    succeeded: int = 0
-    errored: int = 0
-    canceled: int = 0
-    expired: int = 0
-
-
-class MessageBatch(msgspec.Struct, kw_only=True):
-    """A batch; times are RFC 3339."""
-
-    id: str
-    type: Literal["message_batch"] = "message_batch"
-    processing_status: Literal["in_progress", "canceling", "ended"]
-    request_counts: ResultCounts
-    created_at: str
-    expires_at: str
-    ended_at: str | None
-    cancel_initiated_at: str | None
-    archived_at: str | None = None
-    results_url: str | None
-    """Without scheme and host, which a proxy may have changed; the SDKs put theirs before it."""
-
-
-class DeletedBatch(msgspec.Struct):
-    """What deleting a batch answers."""
-
-    id: str
-    type: Literal["message_batch_deleted"] = "message_batch_deleted"
 
 
 class AnthropicBatchesDoor:
@@ -109,25 +58,40 @@ class AnthropicBatchesDoor:
         one = PATH + "/{id}"
         return [
             _make_row(
-                *("POST", PATH, self.create, "Answer messages when there is time"),
+                "POST",
+                PATH,
+                self.create,
+                "Answer messages when there is time",
                 request=MessageBatchRequest,
                 answer=MessageBatch,
             ),
             _make_row(
-                *("GET", PATH, self.batches, "Batches of your team, newest first"),
+                "GET",
+                PATH,
+                self.batches,
+                "Batches of your team, newest first",
                 answer=PageOf[MessageBatch],
             ),
             _make_row("GET", one, self.batch, "A batch of messages", answer=MessageBatch),
             _make_row(
-                *("POST", one + "/cancel", self.cancel, "Stop a batch; what was answered is kept"),
+                "POST",
+                one + "/cancel",
+                self.cancel,
+                "Stop a batch; what was answered is kept",
                 answer=MessageBatch,
             ),
             _make_row(
-                *("DELETE", one, self.remove, "Delete a batch that has ended, and its results"),
+                "DELETE",
+                one,
+                self.remove,
+                "Delete a batch that has ended, and its results",
                 answer=DeletedBatch,
             ),
             _make_row(
-                *("GET", one + "/results", self.results, "The results, a line a request"),
+                "GET",
+                one + "/results",
+                self.results,
+                "The results, a line a request",
                 answer=bytes,
             ),
         ]
@@ -231,63 +195,6 @@ class AnthropicBatchesDoor:
                 f"batch {batch.id!r} is none of messages", hint=f"GET /v1/batches/{batch.id}"
             )
         return batch
-
-
-def check_items(items: Sequence[BatchItem], max_requests: int) -> None:
-    """Refuse what could not be told apart, or is no request; the rest is said in the results."""
-    if len(items) > max_requests:
-        raise errors.InvalidInput(
-            f"the batch has {len(items)} requests, {max_requests} are taken",
-            hint="make several",
-            param="requests",
-        )
-    seen = set[str]()
-    for index, item in enumerate(items):
-        if item.custom_id in seen:
-            raise errors.InvalidInput(
-                f"custom_id {item.custom_id!r} has come before",
-                param=f"requests[{index}].custom_id",
-            )
-        seen.add(item.custom_id)
-        if not bytes(item.params).lstrip().startswith(b"{"):
-            raise errors.InvalidInput("params is an object", param=f"requests[{index}].params")
-
-
-def encode_line(item: BatchItem) -> bytes:
-    """A request on one line of its own, however its client laid it out."""
-    body = msgspec.Raw(msgspec.json.format(item.params, indent=-1))
-    return msgspec.json.encode(_Line(item.custom_id, "POST", MESSAGES, body)) + b"\n"
-
-
-def to_object(batch: BatchRecord) -> MessageBatch:
-    """A batch as Anthropic's clients read it."""
-    times = batch.times
-    cancelling_at = times.get("cancelling")
-    return MessageBatch(
-        id=batch.id,
-        processing_status=_status_of(batch),
-        request_counts=_count(batch),
-        created_at=show_time(batch.created_at),
-        expires_at=show_time(batch.expires_at),
-        ended_at=show_time(times[batch.state]) if batch.has_ended else None,
-        cancel_initiated_at=None if cancelling_at is None else show_time(cancelling_at),
-        results_url=f"{PATH}/{batch.id}/results" if batch.has_ended else None,
-    )
-
-
-def _status_of(batch: BatchRecord) -> Literal["in_progress", "canceling", "ended"]:
-    if batch.has_ended:
-        return "ended"
-    return "canceling" if batch.state == "cancelling" else "in_progress"
-
-
-def _count(batch: BatchRecord) -> ResultCounts:
-    if not batch.has_ended:
-        return ResultCounts(processing=batch.total)
-    canceled = batch.unanswered if batch.state == "cancelled" else 0
-    expired = batch.unanswered if batch.state == "expired" else 0
-    errored = batch.failed - canceled - expired
-    return ResultCounts(0, batch.completed, errored, canceled, expired)
 
 
 def _answer(batch: BatchRecord, inquiry: Inquiry) -> Response:
