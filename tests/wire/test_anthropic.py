@@ -517,7 +517,7 @@ def test_a_key_over_its_limit_is_told_when_to_come_back(live: LiveServer):
 
 def test_a_path_that_does_not_exist_answers_in_the_same_shape(claude: Any):
     with pytest.raises(anthropic.NotFoundError) as caught:
-        claude.messages.batches.list()
+        claude.get("/v1/messages/elsewhere", cast_to=object)
     check_error(caught.value, "not_found_error")
     with pytest.raises(anthropic.APIStatusError) as caught:
         claude.get("/v1/messages", cast_to=object)
@@ -570,7 +570,8 @@ def test_an_unknown_model_is_not_in_the_list(claude: Any):
 
 
 def test_what_is_openais_is_refused_in_anthropics_shape_and_told_why(claude: Any):
-    for ask in (claude.beta.files.list, partial(claude.beta.files.delete, "file_x")):
+    upload = partial(claude.post, "/v1/uploads/upload_x/parts", cast_to=object)
+    for ask in (claude.beta.files.list, partial(claude.beta.files.delete, "file_x"), upload):
         with pytest.raises(anthropic.NotFoundError) as caught:
             ask()
         check_error(caught.value, "not_found_error")

@@ -53,10 +53,11 @@ import base64, io
 from PIL import Image
 
 class Model:
-    """Tells the mean colour of every picture it is shown."""
+    """Tells the mean colour of every picture of a conversation."""
 
     def stream(self, request):
-        parts = request["messages"][-1]["content"]
+        said = [each["content"] for each in request["messages"]]
+        parts = [part for each in said if isinstance(each, list) for part in each]
         colours = [self.look(part["url"]) for part in parts if part["type"] == "image_url"]
         yield {"text": f"{len(colours)} pictures:", "input_tokens": 7}
         for colour in colours:
@@ -430,17 +431,23 @@ def test_ollamas_clients_show_pictures(live: LiveServer, model: str) -> None:
 def test_a_response_sees_pictures_and_a_later_turn_sees_them_again(
     sdk: openai.OpenAI, model: str
 ) -> None:
-    url = "data:image/png;base64," + base64.b64encode(chat_picture("lime")).decode()
-    content = [{"type": "input_text", "text": "What?"}, {"type": "input_image", "image_url": url}]
-    first = sdk.responses.create(model=model, input=[{"role": "user", "content": content}])
+    first = sdk.responses.create(model=model, input=ask_of("lime"))
     assert first.output_text == "1 pictures: #00ff00"
+    texts_only = sdk.responses.create(
+        model=model, input="And what is it now?", previous_response_id=first.id
+    )
+    assert texts_only.output_text == "1 pictures: #00ff00"
     events = sdk.responses.create(
-        model=model,
-        input=[{"role": "user", "content": content}],
-        previous_response_id=first.id,
-        stream=True,
+        model=model, input=ask_of("red"), previous_response_id=texts_only.id, stream=True
     )
     texts = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert "".join(texts) == "1 pictures: #00ff00"
+    assert "".join(texts) == "2 pictures: #00ff00 #ff0000"
     kept = sdk.responses.input_items.list(first.id).data[0]
-    assert kept.content[1].image_url == url
+    assert kept.content[1].image_url == ask_of("lime")[0]["content"][1]["image_url"]
+
+
+def ask_of(colour: str) -> Any:
+    """A turn with a picture, as Responses take it."""
+    url = picture_url(chat_picture(colour))
+    content = [{"type": "input_text", "text": "What?"}, {"type": "input_image", "image_url": url}]
+    return [{"role": "user", "content": content}]

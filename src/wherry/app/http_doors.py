@@ -9,6 +9,7 @@ from wherry.accounts.ledger import Ledger
 from wherry.control.deployments import Deployments
 from wherry.control.memory import MemoryBudget
 from wherry.doors.anthropic import AnthropicDoor
+from wherry.doors.anthropic_batches import AnthropicBatchesDoor
 from wherry.doors.hub import HubDoor
 from wherry.doors.huggingface import HuggingFaceDoor
 from wherry.doors.inference import InferenceDoor
@@ -106,6 +107,7 @@ class HttpDoors:
             HuggingFaceDoor(gateway),
             InferenceDoor(gateway, parts.models),
             OpenAIFilesDoor(files, FileUploads(files, settings)),
+            AnthropicBatchesDoor(batches, files, parts.uplink.nudge, settings.max_batch_lines),
             OpenAIBatchesDoor(batches, parts.uplink.nudge, self._find_row),
             MlflowDoor(gateway),
             OllamaDoor(gateway, self._registry),

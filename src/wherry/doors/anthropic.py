@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
 import msgspec
 
 from wherry import errors
+from wherry.doors.anthropic_lists import (
+    PageOf,
+    page_of,
+    read_span,
+    show_time,
+    with_request_id,
+)
 from wherry.doors.envelope import BYTES_PER_TOKEN, read_envelope
 from wherry.doors.errors import (
     ANTHROPIC_HEADER,
@@ -22,11 +28,6 @@ from wherry.doors.route import Inquiry, Response, Row, json_response
 from wherry.gateway.admit import callable_deployments, find_deployment
 from wherry.gateway.predict import Gateway
 from wherry.gateway.route import DeploymentRoute
-
-DEFAULT_PAGE, MAX_PAGE = 20, 1000
-"""Models of one page, as the protocol has it."""
-REQUEST_ID = "request-id"
-"""Where Anthropic's clients look for what is `x-request-id` elsewhere."""
 
 
 class Envelope(msgspec.Struct):
@@ -52,15 +53,6 @@ class Model(msgspec.Struct):
     type: Literal["model"] = "model"
 
 
-class ModelPage(msgspec.Struct):
-    """What `GET /v1/models` answers to Anthropic's clients."""
-
-    data: list[Model]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
-
-
 envelope_decoder = msgspec.json.Decoder(Envelope)
 
 
@@ -72,6 +64,10 @@ ABSENT = {
     "/v1/batches/{id}": ("GET",),
     "/v1/batches/{id}/cancel": ("POST",),
     "/v1/uploads": ("POST",),
+    "/v1/uploads/{id}": ("GET",),
+    "/v1/uploads/{id}/parts": ("POST",),
+    "/v1/uploads/{id}/complete": ("POST",),
+    "/v1/uploads/{id}/cancel": ("POST",),
 }
 """Paths of OpenAI's that Anthropic's clients may ask for → methods."""
 
@@ -93,8 +89,8 @@ def _absent(method: str, path: str) -> Row:
 async def _refuse_absent(inquiry: Inquiry) -> Response:
     raise errors.NotFound(
         f"{inquiry.method} {inquiry.scope['path'][:200]} is not part of Anthropic's API here",
-        hint="files and batches are OpenAI's: /v1/files and /v1/batches, with /v1/messages as a "
-        "line's url",
+        hint="batches are made by /v1/messages/batches; files and their batches are OpenAI's: "
+        "/v1/files and /v1/batches, with /v1/messages as a line's url",
     )
 
 
@@ -107,7 +103,7 @@ class AnthropicDoor:
     def rows(self) -> list[Row]:
         """The table."""
         return [
-            self._get("/v1/models", self.models, "Deployments this key may call", ModelPage),
+            self._get("/v1/models", self.models, "Deployments this key may call", PageOf[Model]),
             self._get("/v1/models/{name:path}", self.model, "One deployment", Model),
             self._post(
                 "/v1/messages",
@@ -169,7 +165,7 @@ class AnthropicDoor:
             tokens_bound=envelope.tokens_bound(len(body)),
             error_event=partial(_error_event, inquiry.id),
         )
-        return _with_request_id(response, inquiry)
+        return with_request_id(response, inquiry)
 
     async def count(self, inquiry: Inquiry) -> Response:
         """The length of a prompt, by the model's own tokenizer and template."""
@@ -183,75 +179,49 @@ class AnthropicDoor:
             codec="anthropic.count_tokens",
             body=body,
         )
-        return _with_request_id(response, inquiry)
+        return with_request_id(response, inquiry)
 
     async def models(self, inquiry: Inquiry) -> Response:
         """A page of the deployments that the key may call, the newest first."""
         deployments = callable_deployments(self._gateway.routes, inquiry.principal)
         deployments.sort(key=lambda each: (-each.created_at, each.name))
         page = _cut_page([_model(each) for each in deployments], inquiry.query)
-        return _with_request_id(json_response(page), inquiry)
+        return with_request_id(json_response(page), inquiry)
 
     async def model(self, inquiry: Inquiry) -> Response:
         """One deployment, 404 if there is none."""
         name = inquiry.params["name"]
         deployment, _ = find_deployment(self._gateway.routes, inquiry.principal, name)
-        return _with_request_id(json_response(_model(deployment, name)), inquiry)
+        return with_request_id(json_response(_model(deployment, name)), inquiry)
 
 
 def _model(deployment: DeploymentRoute, name: str = "") -> Model:
-    created_at = datetime.fromtimestamp(int(deployment.created_at), UTC)
     return Model(
         id=name or deployment.name,
-        created_at=created_at.isoformat().replace("+00:00", "Z"),
+        created_at=show_time(deployment.created_at),
         display_name=deployment.name,
     )
 
 
-def _cut_page(models: Sequence[Model], query: dict[str, str]) -> ModelPage:
-    """The models just after `after_id` or just before `before_id`; the first ones without either."""
-    limit = _read_limit(query.get("limit", str(DEFAULT_PAGE)))
+def _cut_page(models: Sequence[Model], query: dict[str, str]) -> PageOf[Model]:
+    span = read_span(query)
     start, end = 0, len(models)
-    if "after_id" in query and "before_id" in query:
-        raise errors.InvalidInput(
-            "after_id and before_id exclude each other", hint="send one", param="before_id"
-        )
-    if "after_id" in query:
-        start = _find_index(models, "after_id", query) + 1
-    if "before_id" in query:
-        end = _find_index(models, "before_id", query)
-        start = max(0, end - limit)
-    page = list(models[start : min(end, start + limit)])
-    return ModelPage(
-        data=page,
-        has_more=start > 0 if "before_id" in query else start + len(page) < end,
-        first_id=page[0].id if page else None,
-        last_id=page[-1].id if page else None,
-    )
+    if span.after:
+        start = _find_index(models, "after_id", span.after) + 1
+    if span.before:
+        end = _find_index(models, "before_id", span.before)
+        start = max(0, end - span.limit)
+    page = models[start : min(end, start + span.limit)]
+    return page_of(page, has_more=start > 0 if span.before else start + len(page) < end)
 
 
-def _read_limit(text: str) -> int:
-    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
-    if not 1 <= limit <= MAX_PAGE:
-        raise errors.InvalidInput(f"limit must be 1 to {MAX_PAGE}", param="limit")
-    return limit
-
-
-def _find_index(models: Sequence[Model], field: str, query: dict[str, str]) -> int:
+def _find_index(models: Sequence[Model], field: str, name: str) -> int:
     for index, model in enumerate(models):
-        if model.id == query[field]:
+        if model.id == name:
             return index
     raise errors.InvalidInput(
-        f"no model {query[field][:200]!r} is in the list", hint="begin anew", param=field
+        f"no model {name[:200]!r} is in the list", hint="begin anew", param=field
     )
-
-
-def _with_request_id(response: Response, inquiry: Inquiry) -> Response:
-    if response.fields:
-        response.fields.append((REQUEST_ID.encode(), inquiry.id.encode("latin-1")))
-    else:
-        response.headers[REQUEST_ID] = inquiry.id
-    return response
 
 
 def _error_event(request_id: str, error: errors.WherryError) -> bytes:

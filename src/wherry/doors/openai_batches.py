@@ -112,9 +112,12 @@ class OpenAIBatchesDoor:
     async def batches(self, inquiry: Inquiry) -> Response:
         """Newest first."""
         limit = read_number(inquiry, "limit", DEFAULT_PAGE, 1, MAX_PAGE)
-        found = await asyncio.to_thread(
-            self._batches.page, inquiry.principal.team_id, read_after(inquiry), limit + 1
-        )
+        team_id, after = inquiry.principal.team_id, read_after(inquiry)
+
+        def look() -> list[BatchRecord]:
+            return self._batches.page(team_id, after=after, limit=limit + 1)
+
+        found = await asyncio.to_thread(look)
         return json_response(page_of([to_object(each) for each in found], limit))
 
     async def batch(self, inquiry: Inquiry) -> Response:

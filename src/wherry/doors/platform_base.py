@@ -136,7 +136,11 @@ def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
 
 async def read_body(inquiry: Inquiry, kind: type[T]) -> T:
     """The body as `kind`; `InvalidInput` names the field that is wrong."""
-    body = await inquiry.body()
+    return decode_body(await inquiry.body(), kind)
+
+
+def decode_body(body: bytes, kind: type[T]) -> T:
+    """A body as `kind`; `InvalidInput` names the field that is wrong."""
     try:
         return _decoder(kind).decode(body)
     except msgspec.ValidationError as error:

@@ -229,6 +229,7 @@ batches = Table(
     Column("total", Integer, nullable=False, server_default="0"),
     Column("completed", Integer, nullable=False, server_default="0"),
     Column("failed", Integer, nullable=False, server_default="0"),
+    Column("unanswered", Integer, nullable=False, server_default="0"),  # of those that failed
     Index(None, "team_id", "id"),
 )
 """Requests in a file that are answered when there is time (`/v1/batches`)."""

@@ -12,7 +12,14 @@ from tests.jobs.conftest import Site
 from wherry import errors
 from wherry.accounts.keys import Principal
 from wherry.jobs.batches.batches import PROGRESS, Batches, BatchOrder
-from wherry.jobs.batches.outputs import Entry, EntryResponse, encode_entry, id_of
+from wherry.jobs.batches.outputs import (
+    CANCELLED,
+    EXPIRED,
+    Entry,
+    EntryResponse,
+    encode_entry,
+    id_of,
+)
 from wherry.jobs.batches.progress import ProgressFile, Record
 from wherry.jobs.batches.record import BatchRecord
 from wherry.jobs.files.files import Files
@@ -42,12 +49,12 @@ class Desk:
         )
         return self.batches.create(self.principal, order)
 
-    def answer(self, batch: BatchRecord, *numbers: int) -> None:
+    def answer(self, batch: BatchRecord, *numbers: int, status: int = 200) -> None:
         progress = ProgressFile(self.batches.folder(batch.id) / PROGRESS)
         for number in numbers:
-            response = EntryResponse(200, "x", {"number": number})
+            response = EntryResponse(status, "x", {"number": number})
             entry = Entry(id_of(batch.id, number), f"r{number - 1}", response, None)
-            progress.append(Record(number, False, msgspec.Raw(encode_entry(entry))))
+            progress.append(Record(number, status >= 400, msgspec.Raw(encode_entry(entry))))
         progress.close()
 
     def read(self, file_id: str | None) -> list[Any]:
@@ -82,6 +89,33 @@ def test_the_results_are_in_the_order_of_the_input_whatever_ended_first(desk: De
     assert not desk.batches.folder(batch.id).exists()
 
 
+def test_lines_that_nobody_answered_are_counted_apart_from_refused_ones(desk: Desk):
+    batch = desk.start()
+    desk.answer(batch, 1, 3)
+    desk.answer(batch, 5, status=400)
+    desk.batches.finish(batch, "expired", EXPIRED)
+    ended = desk.now(batch)
+    assert (ended.completed, ended.failed, ended.unanswered) == (2, 3, 2)
+
+
+def test_a_batch_is_deleted_with_its_results_when_it_has_ended(desk: Desk):
+    batch, other = desk.start(), desk.start()
+    with pytest.raises(errors.Conflict, match="is validating"):
+        desk.batches.remove(desk.site.team_id, batch.id)
+    desk.answer(batch, 1)
+    desk.batches.finish(batch, "cancelled", CANCELLED)
+    ended = desk.now(batch)
+    assert ended.output_file_id is not None
+    desk.files.remove(desk.site.team_id, ended.output_file_id)  # by its owner, before
+    desk.batches.remove(desk.site.team_id, batch.id)
+    for gone in (batch.id, "batch_00000000000000000000000000"):
+        with pytest.raises(errors.NotFound):
+            desk.batches.remove(desk.site.team_id, gone)
+    with pytest.raises(errors.NotFound):
+        desk.read(ended.error_file_id)
+    assert [each.id for each in desk.batches.page(desk.site.team_id, limit=9)] == [other.id]
+
+
 def test_an_end_that_was_told_is_the_only_one(desk: Desk):
     batch = desk.start()
     assert desk.batches.cancel(desk.site.team_id, batch.id).state == "cancelled"
@@ -113,5 +147,5 @@ def test_a_team_that_has_too_many_jobs_gets_no_batch_and_keeps_no_trace(
     desk.start()
     with pytest.raises(errors.QuotaExceeded):
         desk.start()
-    assert len(desk.batches.page(desk.site.team_id, "", 9)) == 1
+    assert len(desk.batches.page(desk.site.team_id, limit=9)) == 1
     assert len(list((desk.site.folder / "batches").iterdir())) == 1

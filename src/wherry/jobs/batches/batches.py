@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class BatchOrder(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     kept_seconds: float | None = None
     """Of its output and error files; None = as usual."""
+    total: int = 0
+    """Requests, if they have been counted; 0 = they will be."""
 
 
 class Batches:
@@ -115,6 +118,7 @@ class Batches:
                 "created_at": now,
                 "expires_at": now + order.window_seconds,
                 "metadata": encode(order.metadata).decode(),
+                "total": order.total,
             }
             store.insert_batch(connection, fields)
             _announce(connection, team_id, batch_id, "validating")
@@ -125,10 +129,23 @@ class Batches:
         with self._database.read() as connection:
             return to_record(_find(connection, batch_id, team_id))
 
-    def page(self, team_id: str, after: str, limit: int) -> list[BatchRecord]:
-        """A team's batches, newest first, from the one behind the id `after`."""
+    def page(
+        self, team_id: str, *, limit: int, after: str = "", before: str = "", endpoint: str = ""
+    ) -> list[BatchRecord]:
+        """A team's batches, newest first.
+
+        Args:
+            team_id: whose.
+            limit: how many at most.
+            after: those just behind this id.
+            before: those just before this id.
+            endpoint: only of this one.
+        """
         with self._database.read() as connection:
-            return [to_record(row) for row in store.list_batches(connection, team_id, after, limit)]
+            rows = store.list_batches(
+                connection, team_id, after=after, before=before, limit=limit, endpoint=endpoint
+            )
+        return [to_record(row) for row in rows]
 
     def cancel(self, team_id: str, batch_id: str) -> BatchRecord:
         """Let its runner stop; what was answered until then is in the output.
@@ -146,6 +163,23 @@ class Batches:
         if not has_begun:
             self.finish(batch, "cancelled", CANCELLED)
         return self.find(team_id, batch_id)
+
+    def remove(self, team_id: str, batch_id: str) -> None:
+        """Delete a batch and its results.
+
+        Raises:
+            Conflict: it has not ended.
+        """
+        batch = self.find(team_id, batch_id)
+        if not batch.has_ended:
+            raise Conflict(f"batch {batch_id!r} is {batch.state}", hint="cancel it first")
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id is not None:
+                with suppress(NotFound):  # deleted, or expired
+                    self._files.remove(team_id, file_id)
+        with self._database.write() as connection:
+            store.delete_batch(connection, batch_id)
+            _announce(connection, team_id, batch_id, "deleted")
 
     # ------------------------------------------------------------------ for its runner
 

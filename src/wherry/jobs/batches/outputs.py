@@ -63,6 +63,7 @@ class Outputs(msgspec.Struct):
     errors: StoredFile | None
     completed: int
     failed: int
+    unanswered: int
 
     @property
     def files(self) -> list[StoredFile]:
@@ -76,6 +77,7 @@ class Outputs(msgspec.Struct):
             "error_file_id": self.errors.id if self.errors else None,
             "completed": self.completed,
             "failed": self.failed,
+            "unanswered": self.unanswered,
         }
 
 
@@ -96,15 +98,17 @@ def publish_outputs(
         output, errors = (_Writer(files.begin(batch.team_id, is_ours=True)) for _ in range(2))
         stack.callback(output.incoming.discard)
         stack.callback(errors.incoming.discard)
+        unanswered = 0
         for line in read_lines(source, max_line_bytes=source.stat().st_size):
             if isinstance(line, Fault):
                 continue  # validation has refused the batch for it
-            _write_line(batch, line, progress, rest, output, errors)
+            unanswered += not _write_line(batch, line, progress, rest, output, errors)
         yield Outputs(
             output.place(files, batch, "output"),
             errors.place(files, batch, "errors"),
             output.count,
             errors.count,
+            unanswered,
         )
 
 
@@ -115,16 +119,16 @@ def _write_line(
     rest: Rest,
     output: _Writer,
     errors: _Writer,
-) -> None:
+) -> bool:
+    """Write what came of a line; whether it was answered."""
     place = progress.ended.get(line.number)
     entry = progress.entry(line.number)
     if place is None or entry is None:
         error = EntryError(rest.code, rest.message)
         errors.write(encode_entry(Entry(id_of(batch.id, line.number), line.custom_id, None, error)))
-    elif place.is_failed:
-        errors.write(entry)
-    else:
-        output.write(entry)
+        return False
+    (errors if place.is_failed else output).write(entry)
+    return True
 
 
 class _Writer:

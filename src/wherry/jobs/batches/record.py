@@ -38,6 +38,8 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     completed: int
     failed: int
+    unanswered: int
+    """Of those that failed: expired, cancelled, or left when the key was revoked."""
 
     @property
     def has_ended(self) -> bool:
@@ -67,4 +69,5 @@ def to_record(row: Row[Any]) -> BatchRecord:
         total=row.total,
         completed=row.completed,
         failed=row.failed,
+        unanswered=row.unanswered,
     )

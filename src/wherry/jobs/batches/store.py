@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from wherry.jobs.store import ACTIVE as ACTIVE_JOBS
 from wherry.storage.tables import batches, jobs
@@ -29,13 +29,23 @@ def find_batch(
 
 
 def list_batches(
-    connection: Connection, team_id: str, after: str, limit: int
+    connection: Connection, team_id: str, *, after: str, before: str, limit: int, endpoint: str
 ) -> Sequence[Row[Any]]:
-    """A team's batches, newest first, from the one behind the id `after` (empty = the newest)."""
+    """A team's batches, newest first; empty = no such bound, any endpoint."""
     query = select(batches).where(batches.c.team_id == team_id)
+    if endpoint:
+        query = query.where(batches.c.endpoint == endpoint)
     if after:
         query = query.where(batches.c.id < after)
+    if before:
+        nearest = query.where(batches.c.id > before).order_by(batches.c.id).limit(limit)
+        return connection.execute(nearest).all()[::-1]
     return connection.execute(query.order_by(batches.c.id.desc()).limit(limit)).all()
+
+
+def delete_batch(connection: Connection, batch_id: str) -> None:
+    """Forget a batch."""
+    connection.execute(delete(batches).where(batches.c.id == batch_id))
 
 
 def change_batch(connection: Connection, batch_id: str, fields: Mapping[str, Any]) -> bool:
