@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_batch_lines: Positive = 50_000
     """Most requests in one batch."""
     max_in_flight_bytes: Positive = 512 << 20
-    """Bytes of request bodies that one gateway holds at once."""
+    """Bytes of request bodies, and of answers between steps, that one gateway holds at once."""
     fast_lane: bool = True
     """Answer the busiest requests inside the HTTP protocol; off, all take the ordinary way."""
     request_timeout_seconds: Seconds = 120.0

@@ -22,7 +22,7 @@ DOUBLE = """
 import pathlib, time
 
 class Model:
-    "Doubles X; what is below zero waits until somebody opens the gate."
+    "Doubles X; below zero it waits until somebody opens the gate; 1000 has a long answer."
 
     def load(self, folder):
         self.folder = pathlib.Path(folder)
@@ -33,7 +33,10 @@ class Model:
                 (self.folder / "begun").touch()
                 while not (self.folder / "gate").exists():
                     time.sleep(0.01)
-        return [{"X": item["X"] * 2} for item in batch]
+        return [self.double(item["X"]) for item in batch]
+
+    def double(self, x):
+        return {"X": (x * 2).repeat(100_000 if x[0] == 1000 else 1)}
 """
 
 
@@ -160,3 +163,53 @@ def test_all_calls_of_the_pipelines_below_are_counted_together(tmp_path: Path):
         assert {record.deployment for record in await plane.records()} == {"outer"}
 
     play(tmp_path, story)
+
+
+ANSWER_BYTES = len(json.dumps({"X": [2000.0] * 100_000}, separators=(",", ":")))
+
+
+def long_answers(count: int) -> DeploymentRoute:
+    steps = [step(f"s{number}", "model", {"X": [1000.0]}) for number in range(count)]
+    return pipeline("long", *steps, answer={"done": True})
+
+
+def test_answers_that_can_never_fit_are_too_large_and_all_are_freed_at_the_end(tmp_path: Path):
+    async def story(plane: DataPlane) -> None:
+        worker = await start_model(plane, tmp_path / "bundle")
+        plane.route(worker, beside=[long_answers(3)])
+        assert await ask(plane, "long", {}) == {"done": True}
+        assert plane.gateway.guard.held_bytes == 0
+        plane.route(worker, beside=[long_answers(4)])
+        with pytest.raises(errors.TooLarge, match=r"step 's.': the answers of the steps have more"):
+            await ask(plane, "long", {})
+        assert plane.gateway.guard.held_bytes == 0
+        assert plane.gateway.guard.running() == {}
+
+    play(tmp_path, story, max_in_flight_bytes=4 * ANSWER_BYTES - 1)
+
+
+def test_while_a_call_holds_answers_others_find_that_much_less_room(tmp_path: Path):
+    after = {"X": "$request.X", "after": "$long.nothing?"}
+    waits = pipeline("waits", step("long", "model", {"X": [1000.0]}), step("wait", "model", after))
+    inner = pipeline("inner", step("in", "waits", "$request"))
+
+    async def story(plane: DataPlane) -> None:
+        bundle = tmp_path / "bundle"
+        workers = [await start_model(plane, bundle) for _ in range(2)]  # the gate holds one of them
+        plane.route(*workers, beside=[waits, inner, long_answers(1)])
+        assert await ask(plane, "long", {}) == {"done": True}
+        held = asyncio.ensure_future(ask(plane, "inner", {"X": [-1.0]}))
+        await until_exists(bundle / "begun")
+        assert plane.gateway.guard.held_bytes > ANSWER_BYTES
+        with pytest.raises(errors.Overloaded, match="step 's0': requests in flight hold"):
+            await ask(plane, "long", {})
+        with pytest.raises(errors.Overloaded, match="requests in flight hold"):
+            await plane.call([1.0] * 200_000)
+        held.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await held
+        assert plane.gateway.guard.held_bytes == 0
+        (bundle / "gate").touch()
+        assert await ask(plane, "long", {}) == {"done": True}
+
+    play(tmp_path, story, max_in_flight_bytes=2 * ANSWER_BYTES - 1)

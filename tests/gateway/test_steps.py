@@ -12,6 +12,7 @@ import pytest
 from wherry import errors
 from wherry.client.schema import Step
 from wherry.gateway.steps import (
+    MAX_FILLED_BYTES,
     MAX_LIST_BYTES,
     fill,
     find_dependencies,
@@ -176,6 +177,20 @@ def test_a_long_list_can_be_passed_on_but_not_looked_into():
     assert len(bytes(fill("$request.list", {"request": request}))) > MAX_LIST_BYTES
     with pytest.raises(errors.TooLarge):
         fill("$request.list.*", {"request": request})
+
+
+def test_a_template_does_not_multiply_a_large_value_without_end():
+    request = to_raw({"picture": "x" * (1 << 20)})
+    template = [{"a": "$request.picture"}] * (MAX_FILLED_BYTES >> 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.TooLarge):
+            fill(template, {"request": request})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 << 20
+    assert fill(template[:3], {"request": request})
 
 
 def test_values_are_kept_as_bytes():

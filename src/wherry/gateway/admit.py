@@ -112,11 +112,7 @@ class LoadGuard:
                 f"the body has {size} bytes, deployment {deployment.name!r} takes "
                 f"{deployment.body_bytes}"
             )
-        if self.held_bytes + size > self._max_bytes and self.held_bytes:
-            raise errors.Overloaded(
-                f"requests in flight hold {self.held_bytes >> 20} MiB already",
-                hint="repeat in a moment",
-            )
+        self._check_bytes(size)
         if deployment.concurrency:
             allowed = self._allowed(deployment)
             if load.running >= allowed:
@@ -126,6 +122,18 @@ class LoadGuard:
                 )
         load.running += 1
         self.held_bytes += size
+
+    def hold(self, size: int) -> None:
+        """Count bytes that a request holds until it leaves beside its body, or raise `Overloaded`."""
+        self._check_bytes(size)
+        self.held_bytes += size
+
+    def _check_bytes(self, size: int) -> None:
+        if self.held_bytes + size > self._max_bytes and self.held_bytes:
+            raise errors.Overloaded(
+                f"requests in flight hold {self.held_bytes >> 20} MiB already",
+                hint="repeat in a moment",
+            )
 
     def has_room(
         self, load: DeploymentLoad, deployment: DeploymentRoute, requests: int, size: int

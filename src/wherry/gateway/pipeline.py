@@ -25,7 +25,7 @@ CODEC = "predict"
 JSON_HEADERS = {"content-type": "application/json"}
 EACH_AT_ONCE = 8
 MAX_HELD_BYTES = 256 << 20
-"""Of the answers that one call holds."""
+"""Of the answers, and the requests of inner pipelines, that one call holds."""
 
 
 class StepRun(msgspec.Struct):
@@ -58,6 +58,9 @@ class PipelineCall:
         self._deadline = time.monotonic() + timeout_of(inbound, route, gateway.settings)
         self._load = gateway.guard.load_of(route.full_name)
         self._held_bytes = 0
+        # what would never fit, however often it is repeated, is too large rather than too early
+        room = gateway.settings.max_in_flight_bytes - len(inbound.body)
+        self._max_held_bytes = min(MAX_HELD_BYTES, room)
         self._calls = 0
 
     async def answer(self) -> bytes:
@@ -160,7 +163,7 @@ class PipelineCall:
         """One call of a deployment."""
         inner = plan.inner.get(step.name)
         if inner is not None:
-            return await self._run(inner, body, number)
+            return self._hold(await self._run(inner, self._hold(body), number))
         return await self._ask_model(step, body, number)
 
     async def _ask_model(self, step: Step, body: msgspec.Raw, number: str) -> msgspec.Raw:
@@ -186,7 +189,7 @@ class PipelineCall:
         spent = (answer.outcome.queued_us + answer.outcome.run_us) / 1000
         name = number.removeprefix(self._inbound.request_id + ".")
         self.runs.append(StepRun(name, exchange.version.key, spent, answer.outcome.usage))
-        return self._hold(bytes(answer.body))
+        return self._hold(msgspec.Raw(bytes(answer.body)))
 
     def _count_calls(self, count: int) -> None:
         self._calls += count
@@ -196,12 +199,15 @@ class PipelineCall:
                 hint="send fewer elements, or call the pipelines below one by one",
             )
 
-    def _hold(self, answer: bytes) -> msgspec.Raw:
-        self._held_bytes += len(answer)
-        self._gateway.guard.enter_many(self._load, 0, len(answer))
-        if self._held_bytes > MAX_HELD_BYTES:
-            raise errors.TooLarge(f"the answers of the steps have more than {MAX_HELD_BYTES} bytes")
-        return msgspec.Raw(answer)
+    def _hold(self, value: msgspec.Raw) -> msgspec.Raw:
+        """Count in, until the call ends, what steps are given."""
+        if self._held_bytes + len(value) > self._max_held_bytes:
+            raise errors.TooLarge(
+                f"the answers of the steps have more than {self._max_held_bytes} bytes"
+            )
+        self._gateway.guard.hold(len(value))
+        self._held_bytes += len(value)
+        return value
 
     def _loop_deadline(self) -> float:
         return asyncio.get_running_loop().time() + max(0.0, self._deadline - time.monotonic())

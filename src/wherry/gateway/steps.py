@@ -27,6 +27,8 @@ MAX_EACH = 64
 """Calls that one step makes."""
 MAX_DEPTH = 12
 """Of a template."""
+MAX_FILLED_BYTES = 256 << 20
+"""Of the values in a filled template, which may name a large one many times."""
 
 _encoder = msgspec.json.Encoder()
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
@@ -174,11 +176,24 @@ def fill(template: Any, values: Mapping[str, msgspec.Raw]) -> msgspec.Raw:
     Raises:
         InvalidInput: the request lacks something.
         ModelFailed: the answer of a step does.
+        TooLarge: it would be; nothing was copied.
     """
     try:
-        return to_raw(_fill(template, values))
+        filled = _fill(template, values)
     except Absent as absent:
         raise errors.InvalidInput(f"there is no {absent}", hint="its '?' needs a field") from None
+    if _size_of(filled) > MAX_FILLED_BYTES:
+        raise errors.TooLarge(f"the filled template has more than {MAX_FILLED_BYTES} bytes")
+    return to_raw(filled)
+
+
+def _size_of(filled: Any) -> int:
+    """Bytes of the values within."""
+    if isinstance(filled, msgspec.Raw):
+        return len(filled)
+    if isinstance(filled, Mapping):
+        return sum(map(_size_of, filled.values()))
+    return sum(map(_size_of, filled)) if isinstance(filled, list) else 0
 
 
 def _fill(template: Any, values: Mapping[str, msgspec.Raw]) -> Any:
@@ -218,7 +233,7 @@ def look_up(reference: Reference, values: Mapping[str, msgspec.Raw]) -> msgspec.
 
 def elements_of(value: msgspec.Raw, reference: Reference) -> list[msgspec.Raw]:
     """The elements of a list."""
-    if len(bytes(value)) > MAX_LIST_BYTES:
+    if len(value) > MAX_LIST_BYTES:
         raise errors.TooLarge(f"{reference} has more than {MAX_LIST_BYTES} bytes")
     try:
         return _list_decoder.decode(value)
