@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,20 +106,71 @@ def test_a_pipeline_that_could_only_make_too_many_calls_is_refused(house: House)
     """Calls of inner pipelines, and those that these make, are counted in all places."""
     house.add("iris")
 
-    def calls(name: str, count: int) -> list[Step]:
+    def times(count: int, name: str) -> list[Step]:
         return [Step(name=f"s{number}", deployment=name) for number in range(count)]
 
     specs = [
         DeploymentSpec(name="iris", model="iris"),
-        DeploymentSpec(name="inner", steps=calls("iris", 31)),
-        DeploymentSpec(name="middle", steps=calls("inner", 2)),
-        DeploymentSpec(name="most", steps=calls("middle", 31)),
+        DeploymentSpec(name="inner", steps=times(31, "iris")),
+        DeploymentSpec(name="middle", steps=times(2, "inner")),
+        DeploymentSpec(name="most", steps=times(31, "middle")),
     ]
     assert len(house.deployments.apply(house.team, specs)) == 4  # 31 * (1 + 2 * (1 + 31)) = 2015
     with pytest.raises(errors.InvalidInput, match=r"at least 2080 calls.* limit is 2048"):
         house.deployments.apply(
-            house.team, [DeploymentSpec(name="more", steps=calls("middle", 32))]
+            house.team, [DeploymentSpec(name="more", steps=times(32, "middle"))]
         )
+
+
+PAUSE_SECONDS = 0.5
+"""More than changes need to come as far as the database lets them; less only makes a test weaker."""
+
+
+def at_once(house: House, *changes: Callable[[], object]) -> list[BaseException | None]:
+    """Begin all changes while another transaction keeps them from writing; how each ends."""
+    with ThreadPoolExecutor(len(changes)) as pool:
+        with house.database.write():
+            begun = [pool.submit(change) for change in changes]
+            time.sleep(PAUSE_SECONDS)
+        return [each.exception() for each in begun]
+
+
+def calls(name: str, deployment: str) -> DeploymentSpec:
+    return DeploymentSpec(name=name, steps=[Step(name="a", deployment=deployment)])
+
+
+def test_of_two_pipelines_that_would_make_a_circle_at_once_one_is_refused(house: House):
+    house.add("iris")
+    left, right = calls("left", "iris"), calls("right", "iris")
+    house.deployments.apply(house.team, [DeploymentSpec(name="iris", model="iris"), left, right])
+    ends = at_once(
+        house,
+        lambda: house.deployments.apply(house.team, [calls("left", "right")]),
+        lambda: house.deployments.apply(house.team, [calls("right", "left")]),
+    )
+    assert [type(end) for end in ends if end] == [errors.InvalidInput]
+    called = [each.spec.steps[0].deployment for each in house.deployments.load(house.team)[1:]]
+    assert "iris" in called
+
+
+def test_a_deployment_is_not_removed_while_a_pipeline_that_calls_it_is_made(house: House):
+    house.add("iris")
+    house.deployments.apply(house.team, [DeploymentSpec(name="iris", model="iris")])
+    ends = at_once(
+        house,
+        lambda: house.deployments.apply(house.team, [calls("left", "iris")]),
+        lambda: house.deployments.remove(house.team, "iris"),
+    )
+    assert [type(end) for end in ends if end] in ([errors.InvalidInput], [errors.Conflict])
+    names = {each.spec.name for each in house.deployments.load(house.team)}
+    assert names in (set(), {"iris", "left"})
+
+
+def test_of_two_that_remove_a_deployment_one_is_told_that_it_is_gone(house: House):
+    house.add("iris")
+    house.deployments.apply(house.team, [DeploymentSpec(name="iris", model="iris")])
+    ends = at_once(house, *[lambda: house.deployments.remove(house.team, "iris")] * 2)
+    assert [type(end) for end in ends if end] == [errors.ModelNotFound]
 
 
 def test_models_that_do_not_fit_together_are_refused_and_stopped_ones_count_nothing(house: House):

@@ -20,7 +20,10 @@ from wherry.control.rollout import Wanted
 from wherry.control.store import Desired
 from wherry.control.versions import Pick, Versions
 from wherry.models.registry.registry import Registry, ResolvedVersion
-from wherry.storage.database import Database, add_event
+from wherry.storage.database import Database, add_event, lock
+
+WRITER = "deployments"
+"""Locked while specs are checked against each other and written."""
 
 
 class Deployments:
@@ -47,7 +50,7 @@ class Deployments:
         for desired in self.load(team_id):
             if desired.spec.name == name:
                 return desired
-        raise errors.ModelNotFound(f"no deployment {name!r}", hint="wherry ps")
+        raise _missing(name)
 
     def resolve(self, desired: Desired) -> list[tuple[ResolvedVersion, Target]]:
         """The versions a spec means now (aliases are followed live), each with its target."""
@@ -94,29 +97,15 @@ class Deployments:
         names = [spec.name for spec in specs]
         if len(set(names)) < len(names):
             raise errors.InvalidInput("a deployment is named twice")
-        existing = {desired.spec.name: desired for desired in self.load(team_id)}
-        changes: list[Change] = []
         specs = [self._pin(team_id, spec) for spec in specs]
-        known = {name: desired.spec for name, desired in existing.items()}
-        known |= {spec.name: spec for spec in specs}
         for spec in specs:
             self._check(team_id, spec)
-            before = existing.get(spec.name)
-            if before is not None and bool(before.spec.steps) != bool(spec.steps):
-                raise errors.Conflict(
-                    f"{spec.name!r} is a {'pipeline' if before.spec.steps else 'deployment of a model'}"
-                    " and cannot become the other",
-                    hint=f"wherry rm {spec.name}, or choose another name",
-                )
-            check_pipeline(spec, known)
-            changes.append(_compare(before.spec if before else None, spec))
-        changed = [
-            spec for spec, change in zip(specs, changes, strict=True) if change.action != "none"
-        ]
+        changes = _find_changes(self.load(team_id), specs)
+        changed = _changed(specs, changes)
         self._check_memory(team_id, changed)
-        if not dry_run:
-            self._save(team_id, changed)
-        return changes
+        if dry_run or not changed:
+            return changes
+        return self._save(team_id, specs)
 
     def change(self, team_id: str, name: str, *, dry_run: bool = False, **fields: Any) -> Change:
         """Replace some fields of a deployment's spec."""
@@ -127,19 +116,10 @@ class Deployments:
 
     def remove(self, team_id: str, name: str, *, dry_run: bool = False) -> Change:
         """Stop and forget a deployment."""
-        self.find(team_id, name)
-        users = [
-            each.spec.name
-            for each in self.load(team_id)
-            if any(called_by(step) == name for step in each.spec.steps)
-        ]
-        if users:
-            raise errors.Conflict(
-                f"deployment {name!r} is a step of {', '.join(users)}",
-                hint=f"wherry rm {users[0]}, or change its steps",
-            )
-        if not dry_run:
-            with self._database.write() as connection:
+        with self._database.read() if dry_run else self._database.write() as connection:
+            lock(connection, WRITER)
+            _check_removable(store.load_desired(connection, team_id), name)
+            if not dry_run:
                 store.delete_deployment(connection, team_id, name)
                 add_event(connection, team_id, "deployments", name, "deleted")
         return Change(deployment=name, action="delete")
@@ -184,15 +164,17 @@ class Deployments:
         except errors.NotFound:
             return None  # an alias or version that is gone uses nothing
 
-    # ------------------------------------------------------------------ checks
-
-    def _save(self, team_id: str, specs: list[DeploymentSpec]) -> None:
-        if not specs:
-            return
+    def _save(self, team_id: str, specs: list[DeploymentSpec]) -> list[Change]:
         with self._database.write() as connection:
-            for spec in specs:
+            lock(connection, WRITER)
+            existing = store.load_desired(connection, team_id)  # others may have written since
+            changes = _find_changes(existing, specs)
+            for spec in _changed(specs, changes):
                 store.save_spec(connection, team_id, spec)
                 add_event(connection, team_id, "deployments", spec.name, "changed")
+        return changes
+
+    # ------------------------------------------------------------------ checks
 
     def _pin(self, team_id: str, spec: DeploymentSpec) -> DeploymentSpec:
         def pinned(model: str) -> str:
@@ -307,6 +289,45 @@ def scaled(spec: DeploymentSpec, minimum: int, maximum: int | None) -> dict[str,
 
 def _is_pick(pick: Pick, model: str, number: int | None) -> bool:
     return pick.model == model and number in (None, pick.number)
+
+
+def _find_changes(existing: list[Desired], specs: list[DeploymentSpec]) -> list[Change]:
+    """What specs would change, and whether they may, beside the deployments that there are."""
+    before = {desired.spec.name: desired.spec for desired in existing}
+    known = before | {spec.name: spec for spec in specs}
+    for spec in specs:
+        _check_kind(before.get(spec.name, spec), spec)
+        check_pipeline(spec, known)
+    return [_compare(before.get(spec.name), spec) for spec in specs]
+
+
+def _changed(specs: list[DeploymentSpec], changes: list[Change]) -> list[DeploymentSpec]:
+    return [spec for spec, change in zip(specs, changes, strict=True) if change.action != "none"]
+
+
+def _check_kind(before: DeploymentSpec, after: DeploymentSpec) -> None:
+    if bool(before.steps) != bool(after.steps):
+        raise errors.Conflict(
+            f"{before.name!r} is a {'pipeline' if before.steps else 'deployment of a model'}"
+            " and cannot become the other",
+            hint=f"wherry undeploy {before.name}, or choose another name",
+        )
+
+
+def _check_removable(existing: list[Desired], name: str) -> None:
+    specs = [desired.spec for desired in existing]
+    if name not in {spec.name for spec in specs}:
+        raise _missing(name)
+    users = [spec.name for spec in specs if name in map(called_by, spec.steps)]
+    if users:
+        raise errors.Conflict(
+            f"deployment {name!r} is a step of {', '.join(users)}",
+            hint=f"wherry undeploy {users[0]}, or change its steps",
+        )
+
+
+def _missing(name: str) -> errors.ModelNotFound:
+    return errors.ModelNotFound(f"no deployment {name!r}", hint="wherry ps")
 
 
 def _compare(before: DeploymentSpec | None, after: DeploymentSpec) -> Change:
