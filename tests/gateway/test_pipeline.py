@@ -15,6 +15,7 @@ from wherry.client.schema import Step
 from wherry.control.placement.placement import WorkerHandle
 from wherry.gateway.admit import Inbound
 from wherry.gateway.pipeline import PipelineCall
+from wherry.gateway.plan import make_plan
 from wherry.gateway.route import DeploymentRoute
 
 # It leaves marks in its folder, so it runs without a sandbox.
@@ -63,7 +64,7 @@ def begin(plane: DataPlane, name: str, body: Any, number: str = "call") -> Pipel
         body=json.dumps(body).encode(),
         headers={"content-type": "application/json"},
     )
-    return PipelineCall(plane.gateway, route, inbound)
+    return PipelineCall(plane.gateway, make_plan(plane.gateway.routes, PRINCIPAL, route), inbound)
 
 
 async def ask(plane: DataPlane, name: str, body: Any) -> Any:

@@ -10,8 +10,8 @@ from wherry.doors.invoke import invoke_direct, read_sticky, read_timeout
 from wherry.doors.route import Direct, Inquiry, Response, Row
 from wherry.gateway.admit import Inbound, find_deployment
 from wherry.gateway.pipeline import PipelineCall
+from wherry.gateway.plan import Plan, make_plan
 from wherry.gateway.predict import Gateway
-from wherry.gateway.route import DeploymentRoute
 
 PREDICT = Direct("predict", "predict", ("content-type",))
 MAX_TIMINGS = 64
@@ -49,15 +49,16 @@ class PredictDoor:
         if not gateway.is_pipeline(inquiry.principal, name):
             return await invoke_direct(gateway, inquiry, PREDICT)
         route, _ = find_deployment(gateway.routes, inquiry.principal, name)
-        return await self._run_pipeline(inquiry, route)
+        plan = make_plan(gateway.routes, inquiry.principal, route)
+        return await self._run_pipeline(inquiry, plan)
 
-    async def _run_pipeline(self, inquiry: Inquiry, route: DeploymentRoute) -> Response:
+    async def _run_pipeline(self, inquiry: Inquiry, plan: Plan) -> Response:
         headers = inquiry.headers
         inbound = Inbound(
             door=PREDICT.door,
             request_id=inquiry.id,
             principal=inquiry.principal,
-            deployment=route.name,
+            deployment=plan.route.name,
             codec=PREDICT.codec,
             body=await inquiry.body(),
             headers={name: headers[name] for name in PREDICT.forward if name in headers},
@@ -65,7 +66,7 @@ class PredictDoor:
             sticky=read_sticky(headers.get("x-wherry-sticky")),
             is_background=inquiry.is_background,
         )
-        call = PipelineCall(self._gateway, route, inbound)
+        call = PipelineCall(self._gateway, plan, inbound)
         body = await _unless_gone(inquiry, asyncio.ensure_future(call.answer()))
         return Response(body, headers=headers_of(call))
 

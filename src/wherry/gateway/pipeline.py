@@ -17,9 +17,8 @@ from wherry.client.schema import Step
 from wherry.frames import Usage
 from wherry.gateway import steps
 from wherry.gateway.admit import Inbound, timeout_of
-from wherry.gateway.plan import MAX_CALLS, Plan, in_step, make_plan
+from wherry.gateway.plan import MAX_CALLS, Plan, in_step
 from wherry.gateway.predict import Gateway
-from wherry.gateway.route import DeploymentRoute
 
 CODEC = "predict"
 JSON_HEADERS = {"content-type": "application/json"}
@@ -42,21 +41,18 @@ class PipelineCall:
 
     Args:
         gateway: where steps run.
-        route: the pipeline.
+        plan: of the pipeline; made for the same key.
         inbound: the request.
-
-    Raises:
-        WherryError: a step's deployment is not there, or not for this key; nothing has run.
     """
 
-    def __init__(self, gateway: Gateway, route: DeploymentRoute, inbound: Inbound) -> None:
+    def __init__(self, gateway: Gateway, plan: Plan, inbound: Inbound) -> None:
         self.runs: list[StepRun] = []
         """What has been answered so far."""
         self._gateway = gateway
-        self._plan = make_plan(gateway.routes, inbound.principal, route)
+        self._plan = plan
         self._inbound = inbound
-        self._deadline = time.monotonic() + timeout_of(inbound, route, gateway.settings)
-        self._load = gateway.guard.load_of(route.full_name)
+        self._deadline = time.monotonic() + timeout_of(inbound, plan.route, gateway.settings)
+        self._load = gateway.guard.load_of(plan.route.full_name)
         self._held_bytes = 0
         # what would never fit, however often it is repeated, is too large rather than too early
         room = gateway.settings.max_in_flight_bytes - len(inbound.body)
