@@ -134,9 +134,9 @@ def photo(name: str) -> Path:
     )
 
 
-def layout_folder(folder: Path) -> Bundle:
-    """The detector of the parts of a page that the catalogue has, as a bundle (7 MB, Apache-2.0)."""
-    entry = find_entry("layout")
+def catalog_folder(name: str, folder: Path) -> Bundle:
+    """A model of the catalogue that is ready-made files, as a bundle."""
+    entry = find_entry(name)
     folder.mkdir(parents=True, exist_ok=True)
     for file in entry.files:
         shutil.copyfile(fetch_source(f"{file.source}#sha256={file.sha256}"), folder / file.name)

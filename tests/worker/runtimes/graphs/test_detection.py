@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.pictures import Served, corners, file_of, open_photo, overlap
-from tests.real_models import layout_folder, photo, run_recipe
+from tests.real_models import catalog_folder, photo, run_recipe
 
 from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle, Manifest
@@ -38,7 +38,7 @@ def nanodet(bundle: Bundle) -> Served:
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(layout_folder(tmp_path_factory.mktemp("layout")))
+    return Served(catalog_folder("layout", tmp_path_factory.mktemp("layout")))
 
 
 def best(served: Served, label: str, picture: bytes, **body: Any) -> list[float]:
