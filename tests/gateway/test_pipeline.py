@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.data_plane import PRINCIPAL, DataPlane, play, write_model
+from tests.pipelines import step
 
 from wherry import errors
 from wherry.client.schema import Step
@@ -46,10 +47,6 @@ def pipeline(name: str, *steps: Step, answer: Any = None, **fields: Any) -> Depl
         team_id="team-1", team="default", name=name, state="ready", cause="",
         retry_after_seconds=1.0, created_at=0.0, versions=(), steps=steps, answer=answer, **fields,
     )  # fmt: skip
-
-
-def step(name: str, deployment: str, template: Any, each: str = "") -> Step:
-    return Step(name=name, deployment=deployment, input=template, each=each)
 
 
 def begin(plane: DataPlane, name: str, body: Any, number: str = "call") -> PipelineCall:
