@@ -114,6 +114,36 @@ def test_it_is_among_the_deployments_and_runs_no_worker(house: LiveServer):
     assert json.loads(ran.stdout)["first"] == "short"
 
 
+def test_commands_make_show_change_and_remove_pipelines(house: LiveServer, tmp_path: Path):
+    def told(*arguments: str) -> str:
+        return house.run_cli("pipeline", *arguments).stdout
+
+    file = tmp_path / "sorted.toml"
+    file.write_text(
+        'name = "sorted"\n[[steps]]\nname = "each_text"\ndeployment = "words"\n'
+        'each = "$request.texts"\ninput = { text = "$each" }\n'
+    )
+    assert "+ sorted: would create" in told("create", str(file), "--dry-run")
+    assert "sorted" not in told("list")
+    assert "+ sorted: created" in told("create", str(file))
+    assert [each["label"] for each in ask(house, "sorted", {"texts": ["a", "b c d e"]}).json()] == [
+        "short",
+        "long",
+    ]
+    assert "words" in next(row for row in told("list").splitlines() if row.startswith("sorted"))
+    assert json.loads(told("show", "twice", "-o", "json"))["spec"]["steps"][0]["name"] == "first"
+    shown = told("show", "sorted")
+    assert '$request.texts  {"text":"$each"}' in shown
+    assert "answers $each_text" in shown
+    file.write_text(file.read_text().replace("words", "pure"))
+    assert "~ sorted: updated" in told("create", str(file))
+    refused = house.run_cli("pipeline", "remove", "words", check=False)
+    assert refused.returncode == 1
+    assert "'words' is no pipeline" in refused.stderr
+    assert "- sorted: deleted" in told("remove", "sorted")
+    assert "sorted" not in told("list")
+
+
 def test_each_step_is_metered_and_recorded_under_the_calls_id(house: LiveServer):
     records = records_of(house, ask(house, "twice", {"text": "count me"}))
     assert {name: each.rows for name, each in records.items()} == {"": 0, ".first": 1, ".second": 1}
