@@ -25,6 +25,7 @@ from wherry.cli.exhibits import exhibits
 from wherry.cli.serve import read_setting_docs
 from wherry.client.schema import DeploymentSpec
 from wherry.doors.errors import HTTP_STATUS
+from wherry.gateway.steps import find_dependencies
 from wherry.models.bundle import Bundle, Manifest, decode_manifest
 from wherry.models.codecs.catalog import BUILT_IN as CODECS
 from wherry.models.tasks.catalog import BUILT_IN as TASKS
@@ -243,7 +244,8 @@ def test_toml_examples_mean_something(page: Path):
     for block in [*blocks(page, "toml"), *heredocs]:
         found = tomllib.loads(block)
         if "deployments" in found:
-            msgspec.convert(found["deployments"], list[DeploymentSpec])
+            for spec in msgspec.convert(found["deployments"], list[DeploymentSpec]):
+                find_dependencies(spec.steps, spec.answer)
         elif "runtime" in found:
             decode_manifest(block)
 

@@ -48,6 +48,10 @@ JSON_CALLS = {
     "apply": "apply -f SPECS --yes",
     "run": "run sentiment lovely",
     "chat": "chat smollm2 hi",
+    "pipeline create": "pipeline create PIPELINE",
+    "pipeline list": "pipeline list",
+    "pipeline show": "pipeline show twice",
+    "pipeline remove": "pipeline remove twice",
     "predict": "predict sentiment lovely",
     "embed": "embed sentiment one two",
     "batch create": "batch create LINES --dry-run",
@@ -102,10 +106,20 @@ def test_json_output_is_valid_json(run: Run, served: Twin, tmp_path: Path, name:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "wherry.toml").write_text('task = "tensor"\nruntime = "onnx"\n')
     (tmp_path / "specs.toml").write_text('[[deployments]]\nname = "x"\nmodel = "sentiment"\n')
+    (tmp_path / "pipeline.toml").write_text(
+        'name = "twice"\nsteps = [{ name = "a", deployment = "sentiment" }]\n'
+    )
+    if name.startswith("pipeline"):
+        run("pipeline", "create", str(tmp_path / "pipeline.toml"))
     (tmp_path / "lines.jsonl").write_text('{"custom_id": "1", "url": "/predict/x", "body": {}}\n')
-    given = {"BUNDLE": "bundle", "SPECS": "specs.toml", "LINES": "lines.jsonl"}
+    files = {
+        "BUNDLE": "bundle",
+        "SPECS": "specs.toml",
+        "PIPELINE": "pipeline.toml",
+        "LINES": "lines.jsonl",
+    }
     words = [
-        str(tmp_path / given[word]) if word in given else word for word in JSON_CALLS[name].split()
+        str(tmp_path / files[word]) if word in files else word for word in JSON_CALLS[name].split()
     ]
     outcome = run(*words, "-o", "json")
     assert outcome.code == 0, outcome.err

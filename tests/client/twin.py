@@ -356,9 +356,8 @@ class Twin:
         return schema.ApplyAnswer(changes=changes, dry_run=body.dry_run)
 
     def _change(self, spec: schema.DeploymentSpec) -> schema.Change:
-        name = (spec.model or spec.targets[0].model).partition("@")[0]
-        if name not in self.models:
-            raise errors.ModelNotFound(f"no model {name!r}", hint=f"wherry pull {name}")
+        if not spec.steps:
+            self._model_of(spec)
         old = self.deployments.get(spec.name)
         if old is None:
             return schema.Change(
@@ -370,16 +369,22 @@ class Twin:
             deployment=spec.name, action="update" if fields else "none", fields=fields
         )
 
+    def _model_of(self, spec: schema.DeploymentSpec) -> schema.Model:
+        name = (spec.model or spec.targets[0].model).partition("@")[0]
+        if name not in self.models:
+            raise errors.ModelNotFound(f"no model {name!r}", hint=f"wherry pull {name}")
+        return self.models[name]
+
     def deploy(self, spec: schema.DeploymentSpec) -> None:
-        model = self.models[(spec.model or spec.targets[0].model).partition("@")[0]]
+        model = None if spec.steps else self._model_of(spec)
         self.deployments[spec.name] = schema.Deployment(
             name=spec.name,
             team="default",
-            task=model.task,
-            state="starting",
-            cause="its worker loads",
+            task=model.task if model else "pipeline",
+            state="starting" if model else "ready",
+            cause="its worker loads" if model else "",
             spec=spec,
-            versions={f"{model.name}@{model.versions[-1]}": 100},
+            versions={f"{model.name}@{model.versions[-1]}": 100} if model else {},
             created_at=time.time(),
             updated_at=time.time(),
         )

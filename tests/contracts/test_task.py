@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from wherry.errors import InvalidInput
 from wherry.frames import Usage
+from wherry.gateway.steps import fill
+from wherry.models.codecs.plain_json import encode_plain
 from wherry.models.tasks.catalog import BUILT_IN, find_task
 from wherry.models.tasks.classification import Classification
 from wherry.models.tasks.face import Face
@@ -310,6 +313,13 @@ def test_the_plain_form_is_one_json_object_in_and_one_out(case):
     assert task.from_plain(given.plain, given.config) is not None
     answer = task.to_plain(given.outputs[0], given.config)
     assert json.loads(json.dumps(answer)) == answer
+
+
+def test_a_step_of_a_pipeline_can_be_given_every_field_of_an_answer(case):
+    task, given = case
+    answer = msgspec.Raw(encode_plain(task.to_plain(given.outputs[0], given.config)))
+    for name, value in json.loads(bytes(answer)).items():
+        assert json.loads(bytes(fill({"x": f"$step.{name}"}, {"step": answer}))) == {"x": value}
 
 
 @pytest.mark.parametrize(

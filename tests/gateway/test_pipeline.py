@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.data_plane import PRINCIPAL, DataPlane, play, write_model
+from tests.pipelines import step
 
 from wherry import errors
 from wherry.client.schema import Step
@@ -46,10 +47,6 @@ def pipeline(name: str, *steps: Step, answer: Any = None, **fields: Any) -> Depl
         team_id="team-1", team="default", name=name, state="ready", cause="",
         retry_after_seconds=1.0, created_at=0.0, versions=(), steps=steps, answer=answer, **fields,
     )  # fmt: skip
-
-
-def step(name: str, deployment: str, template: Any, each: str = "") -> Step:
-    return Step(name=name, deployment=deployment, input=template, each=each)
 
 
 def begin(plane: DataPlane, name: str, body: Any, number: str = "call") -> PipelineCall:
@@ -174,14 +171,14 @@ def long_answers(count: int) -> DeploymentRoute:
     return pipeline("long", *steps, answer={"done": True})
 
 
-def test_answers_that_steps_leave_count_as_bodies_do_and_are_freed_at_the_end(tmp_path: Path):
+def test_answers_that_can_never_fit_are_too_large_and_all_are_freed_at_the_end(tmp_path: Path):
     async def story(plane: DataPlane) -> None:
         worker = await start_model(plane, tmp_path / "bundle")
         plane.route(worker, beside=[long_answers(3)])
         assert await ask(plane, "long", {}) == {"done": True}
         assert plane.gateway.guard.held_bytes == 0
         plane.route(worker, beside=[long_answers(4)])
-        with pytest.raises(errors.Overloaded, match=r"step 's.': requests in flight hold"):
+        with pytest.raises(errors.TooLarge, match=r"step 's.': the answers of the steps have more"):
             await ask(plane, "long", {})
         assert plane.gateway.guard.held_bytes == 0
         assert plane.gateway.guard.running() == {}
@@ -196,18 +193,21 @@ def test_while_a_call_holds_answers_others_find_that_much_less_room(tmp_path: Pa
 
     async def story(plane: DataPlane) -> None:
         bundle = tmp_path / "bundle"
-        worker = await start_model(plane, bundle)
-        plane.route(worker, beside=[waits, inner])
-        ended = asyncio.ensure_future(ask(plane, "inner", {"X": [-1.0]}))
+        workers = [await start_model(plane, bundle) for _ in range(2)]  # the gate holds one of them
+        plane.route(*workers, beside=[waits, inner, long_answers(1)])
+        assert await ask(plane, "long", {}) == {"done": True}
+        held = asyncio.ensure_future(ask(plane, "inner", {"X": [-1.0]}))
         await until_exists(bundle / "begun")
         assert plane.gateway.guard.held_bytes > ANSWER_BYTES
+        with pytest.raises(errors.Overloaded, match="step 's0': requests in flight hold"):
+            await ask(plane, "long", {})
         with pytest.raises(errors.Overloaded, match="requests in flight hold"):
-            await plane.call([1.0] * 1000)
-        ended.cancel()
+            await plane.call([1.0] * 200_000)
+        held.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await ended
+            await held
         assert plane.gateway.guard.held_bytes == 0
         (bundle / "gate").touch()
-        assert await plane.call(1.0) == [2.0]
+        assert await ask(plane, "long", {}) == {"done": True}
 
-    play(tmp_path, story, max_in_flight_bytes=ANSWER_BYTES + 1000)
+    play(tmp_path, story, max_in_flight_bytes=2 * ANSWER_BYTES - 1)

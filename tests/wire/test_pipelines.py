@@ -1,8 +1,7 @@
-"""Pipelines over the wire: real models one after the other, one call, each step accounted for."""
+"""Pipelines over the wire: one call, each step accounted for, whatever goes wrong or changes."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
@@ -16,10 +15,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from tests import real_models
 from tests.conftest import LiveServer, run_server
 from tests.faults.checker import read_journal
-from tests.real_models import photo, run_recipe
+from tests.pipelines import ask, records_of, step
 
 from wherry import Client, errors
 from wherry.client.schema import DeploymentSpec, Step, UsageRow
@@ -56,10 +54,6 @@ entry = "model.py:Model"
 """
 
 
-def step(name: str, deployment: str, template: Any, each: str = "") -> Step:
-    return Step(name=name, deployment=deployment, input=template, each=each)
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with `words` (a class), `pure` (the same, safe to repeat) and `twice` (two calls)."""
@@ -86,19 +80,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
             )
         )
         yield server
-
-
-def ask(server: LiveServer, name: str, body: Any, **headers: str) -> httpx.Response:
-    return server.http.post(f"/predict/{name}", json=body, headers=headers)
-
-
-def records_of(server: LiveServer, answer: httpx.Response) -> dict[str, OutcomeRecord]:
-    """What the journal has of a call, by step (`.first`; empty = the call itself), each once."""
-    number = answer.headers["x-request-id"]
-    found = [each for each in read_journal(server.data) if each.request_id.startswith(number)]
-    by_step = {each.request_id.removeprefix(number): each for each in found}
-    assert len(by_step) == len(found), found
-    return by_step
 
 
 def units_of(server: LiveServer) -> dict[str, UsageRow]:
@@ -131,6 +112,36 @@ def test_it_is_among_the_deployments_and_runs_no_worker(house: LiveServer):
     assert "twice" in house.run_cli("ps").stdout
     ran = house.run_cli("run", "twice", "hello", "-o", "json")
     assert json.loads(ran.stdout)["first"] == "short"
+
+
+def test_commands_make_show_change_and_remove_pipelines(house: LiveServer, tmp_path: Path):
+    def told(*arguments: str) -> str:
+        return house.run_cli("pipeline", *arguments).stdout
+
+    file = tmp_path / "sorted.toml"
+    file.write_text(
+        'name = "sorted"\n[[steps]]\nname = "each_text"\ndeployment = "words"\n'
+        'each = "$request.texts"\ninput = { text = "$each" }\n'
+    )
+    assert "+ sorted: would create" in told("create", str(file), "--dry-run")
+    assert "sorted" not in told("list")
+    assert "+ sorted: created" in told("create", str(file))
+    assert [each["label"] for each in ask(house, "sorted", {"texts": ["a", "b c d e"]}).json()] == [
+        "short",
+        "long",
+    ]
+    assert "words" in next(row for row in told("list").splitlines() if row.startswith("sorted"))
+    assert json.loads(told("show", "twice", "-o", "json"))["spec"]["steps"][0]["name"] == "first"
+    shown = told("show", "sorted")
+    assert '$request.texts  {"text":"$each"}' in shown
+    assert "answers $each_text" in shown
+    file.write_text(file.read_text().replace("words", "pure"))
+    assert "~ sorted: updated" in told("create", str(file))
+    refused = house.run_cli("pipeline", "remove", "words", check=False)
+    assert refused.returncode == 1
+    assert "'words' is no pipeline" in refused.stderr
+    assert "- sorted: deleted" in told("remove", "sorted")
+    assert "sorted" not in told("list")
 
 
 def test_each_step_is_metered_and_recorded_under_the_calls_id(house: LiveServer):
@@ -514,81 +525,3 @@ def test_many_at_once_get_their_own_answers_from_both_gateways(house: LiveServer
     for each in callers:
         each.join()
     assert found == [True] * 64
-
-
-# ------------------------------------------------------------------------------ real models
-
-
-def test_speech_is_made_heard_and_sorted(tmp_path: Path):
-    pytest.importorskip("faster_whisper", reason="pip install 'wherry[whisper]'")
-    pytest.importorskip("hibari", reason="pip install 'wherry[tts]'")
-    real_models.beckett_sound()  # skips where there is no registry
-    with run_server(tmp_path) as server, Client(server.url, server.key) as client:
-        for name in ("whisper-tiny-en", "hibari"):
-            client.models.pull(name)
-            client.deployments.deploy(name)
-        (tmp_path / "voice.toml").write_text(
-            '[[deployments]]\nname = "echo-voice"\n'
-            'answer = { text = "$hear.text", audio = "$again.audio" }\n'
-            "[[deployments.steps]]\n"
-            'name = "speak"\ndeployment = "hibari"\ninput = { text = "$request.text" }\n'
-            "[[deployments.steps]]\n"
-            'name = "hear"\ndeployment = "whisper-tiny-en"\ninput = { audio = "$speak.audio" }\n'
-            "[[deployments.steps]]\n"
-            'name = "again"\ndeployment = "hibari"\ninput = { text = "$hear.text" }\n'
-        )
-        server.run_cli("apply", "-f", str(tmp_path / "voice.toml"), "--yes")
-        sentence = "The old boat crossed the river before sunrise."
-        answer = server.http.post("/predict/echo-voice", json={"text": sentence}, timeout=120)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["text"] == sentence
-        assert base64.b64decode(answer.json()["audio"])[:4] == b"RIFF"
-        units = answer.headers["x-wherry-units"]
-        assert f"characters={2 * len(sentence)}" in units
-        assert "audio_ms=0" not in units
-        heard = DeploymentSpec(
-            name="listen", steps=[step("hear", "whisper-tiny-en", {"audio": "$request.audio"})]
-        )
-        client.deployments.apply(heard)
-        file = base64.b64decode(answer.json()["audio"])
-        told = server.http.post(
-            "/predict/listen", content=file, headers={"content-type": "audio/wav"}, timeout=120
-        )
-        assert told.json()["text"] == sentence
-
-
-def test_what_is_found_in_a_picture_is_looked_at_more_closely(tmp_path: Path):
-    for package in ("onnx", "onnxruntime"):
-        pytest.importorskip(package, reason="pip install 'wherry[onnx,convert]'")
-    with run_server(tmp_path) as server, Client(server.url, server.key) as client:
-        for name, recipe in {"things": "nanodet", "classes": "efficientnet-lite0"}.items():
-            client.models.import_model(run_recipe(recipe, tmp_path / name).folder, name=name)
-            client.deployments.deploy(name)
-        spec = DeploymentSpec(
-            name="closer",
-            steps=[
-                step("find", "things", {"image": "$request.image", "threshold": 0.5}),
-                step(
-                    "name",
-                    "classes",
-                    {"image": "$request.image", "crop": "$each.box"},
-                    "$find.objects",
-                ),
-            ],
-            answer={"found": "$find.objects.*.label", "named": "$name.*.label"},
-        )
-        client.deployments.apply(spec)
-        data = photo("motorcycle_left").read_bytes()
-        answer = server.http.post(
-            "/predict/closer", content=data, headers={"content-type": "image/png"}, timeout=60
-        )
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["found"] == ["motorcycle"]
-        assert len(answer.json()["named"]) == 1
-        worker = [each for each in client.workers() if each.deployment == "classes"]
-        os.kill(worker[0].pid, signal.SIGKILL)
-        again = server.http.post(
-            "/predict/closer", content=data, headers={"content-type": "image/png"}, timeout=60
-        )
-        assert again.json() == answer.json()
-        assert psutil.pid_exists(server.process.pid)

@@ -10,14 +10,26 @@ from collections.abc import Sequence
 from cyclopts import CycloptsError
 
 from wherry import errors
-from wherry.cli import batches, deployments, jobs, keys, models, runtimes, serve, system, talk, top
+from wherry.cli import (
+    batches,
+    deployments,
+    jobs,
+    keys,
+    models,
+    pipelines,
+    runtimes,
+    serve,
+    system,
+    talk,
+    top,
+)
 from wherry.cli.command import app
 from wherry.cli.output import UsageError, note, one_line, print_error
 
 FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal that a shell would show."""
 
-GROUPS = (serve, system, runtimes, top, models, jobs, deployments, talk, batches, keys)
+GROUPS = (serve, system, runtimes, top, models, jobs, deployments, pipelines, talk, batches, keys)
 """The modules whose commands `app` has."""
 
 

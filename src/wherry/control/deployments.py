@@ -17,7 +17,7 @@ from wherry.control import store
 from wherry.control.memory import MemoryBudget, memory_of
 from wherry.control.pipelines import called_by, check_pipeline
 from wherry.control.rollout import Wanted
-from wherry.control.store import Connection, Desired
+from wherry.control.store import Desired
 from wherry.control.versions import Pick, Versions
 from wherry.models.registry.registry import Registry, ResolvedVersion
 from wherry.storage.database import Database, add_event, lock
@@ -100,8 +100,7 @@ class Deployments:
         specs = [self._pin(team_id, spec) for spec in specs]
         for spec in specs:
             self._check(team_id, spec)
-        with self._database.read() as connection:
-            changes = _find_changes(connection, team_id, specs)
+        changes = _find_changes(self.load(team_id), specs)
         changed = _changed(specs, changes)
         self._check_memory(team_id, changed)
         if dry_run or not changed:
@@ -119,7 +118,7 @@ class Deployments:
         """Stop and forget a deployment."""
         with self._database.read() if dry_run else self._database.write() as connection:
             lock(connection, WRITER)
-            _check_removable(connection, team_id, name)
+            _check_removable(store.load_desired(connection, team_id), name)
             if not dry_run:
                 store.delete_deployment(connection, team_id, name)
                 add_event(connection, team_id, "deployments", name, "deleted")
@@ -168,7 +167,8 @@ class Deployments:
     def _save(self, team_id: str, specs: list[DeploymentSpec]) -> list[Change]:
         with self._database.write() as connection:
             lock(connection, WRITER)
-            changes = _find_changes(connection, team_id, specs)  # others may have written since
+            existing = store.load_desired(connection, team_id)  # others may have written since
+            changes = _find_changes(existing, specs)
             for spec in _changed(specs, changes):
                 store.save_spec(connection, team_id, spec)
                 add_event(connection, team_id, "deployments", spec.name, "changed")
@@ -291,16 +291,14 @@ def _is_pick(pick: Pick, model: str, number: int | None) -> bool:
     return pick.model == model and number in (None, pick.number)
 
 
-def _find_changes(
-    connection: Connection, team_id: str, specs: list[DeploymentSpec]
-) -> list[Change]:
+def _find_changes(existing: list[Desired], specs: list[DeploymentSpec]) -> list[Change]:
     """What specs would change, and whether they may, beside the deployments that there are."""
-    existing = {each.spec.name: each.spec for each in store.load_desired(connection, team_id)}
-    known = existing | {spec.name: spec for spec in specs}
+    before = {desired.spec.name: desired.spec for desired in existing}
+    known = before | {spec.name: spec for spec in specs}
     for spec in specs:
-        _check_kind(existing.get(spec.name, spec), spec)
+        _check_kind(before.get(spec.name, spec), spec)
         check_pipeline(spec, known)
-    return [_compare(existing.get(spec.name), spec) for spec in specs]
+    return [_compare(before.get(spec.name), spec) for spec in specs]
 
 
 def _changed(specs: list[DeploymentSpec], changes: list[Change]) -> list[DeploymentSpec]:
@@ -316,8 +314,8 @@ def _check_kind(before: DeploymentSpec, after: DeploymentSpec) -> None:
         )
 
 
-def _check_removable(connection: Connection, team_id: str, name: str) -> None:
-    specs = [each.spec for each in store.load_desired(connection, team_id)]
+def _check_removable(existing: list[Desired], name: str) -> None:
+    specs = [desired.spec for desired in existing]
     if name not in {spec.name for spec in specs}:
         raise _missing(name)
     users = [spec.name for spec in specs if name in map(called_by, spec.steps)]

@@ -54,6 +54,9 @@ class PipelineCall:
         self._deadline = time.monotonic() + timeout_of(inbound, plan.route, gateway.settings)
         self._load = gateway.guard.load_of(plan.route.full_name)
         self._held_bytes = 0
+        # what would never fit, however often it is repeated, is too large rather than too early
+        room = gateway.settings.max_in_flight_bytes - len(inbound.body)
+        self._max_held_bytes = min(MAX_HELD_BYTES, room)
         self._calls = 0
 
     async def answer(self) -> bytes:
@@ -194,8 +197,10 @@ class PipelineCall:
 
     def _hold(self, value: msgspec.Raw) -> msgspec.Raw:
         """Count in, until the call ends, what steps are given."""
-        if self._held_bytes + len(value) > MAX_HELD_BYTES:
-            raise errors.TooLarge(f"the answers of the steps have more than {MAX_HELD_BYTES} bytes")
+        if self._held_bytes + len(value) > self._max_held_bytes:
+            raise errors.TooLarge(
+                f"the answers of the steps have more than {self._max_held_bytes} bytes"
+            )
         self._gateway.guard.hold(len(value))
         self._held_bytes += len(value)
         return value
