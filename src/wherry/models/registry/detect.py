@@ -13,6 +13,7 @@ from wherry.errors import CodeNotAllowed, FormatNotAllowed, InvalidInput
 from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manifest
 from wherry.models.registry import (
     class_names,
+    exported_pictures,
     huggingface,
     onnx_pairs,
     python_code,
@@ -253,7 +254,9 @@ def _detect_onnx(
     elif huggingface.is_image_model(folder, paths):
         found_task, details = huggingface.describe_image_model(folder)
     else:
-        found_task, details = wishes.task or guess_table_task(model), huggingface.Details()
+        exported = exported_pictures.read_exporter(model, wishes.task)
+        found_task = wishes.task or exported.task or guess_table_task(model)
+        details = huggingface.Details(options=exported.options)
     return Manifest(
         task=wishes.task or found_task,
         runtime="onnx",

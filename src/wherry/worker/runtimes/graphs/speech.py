@@ -215,10 +215,10 @@ class Window:
 
     def look(self) -> Array:
         """Scores of the very first token: of languages, and of silence; float32 [vocabulary]."""
-        if self._first is None:
+        if (first := self._first) is None:
             decoder = self._pair.write(self._states, self._mask, (self._tokens.start,))
-            self._first = decoder.scores(None)[0]
-        return self._first
+            first = self._first = decoder.scores(None)[0]
+        return first
 
     def find_language(self) -> str:
         """The code of the likeliest language; "" of a model that knows one alone."""
