@@ -497,6 +497,19 @@ def test_a_decoder_may_have_another_precision_than_its_encoder(tmp_path: Path):
     assert found.files[:2] == ("onnx/encoder_model.onnx", "onnx/decoder_model_merged_q4.onnx")
 
 
+def test_a_table_of_vectors_is_taken_before_the_graph_beside_it(tmp_path: Path):
+    header = b'{"embeddings":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'
+    files = {
+        "model.safetensors": struct.pack("<Q", len(header)) + header + bytes(4),
+        "tokenizer.json": TOKENIZER,
+        "config.json": {"model_type": "model2vec", "normalize": True},
+        "onnx/model.onnx": onnx_bytes(("input_ids", "offsets"), ("embeddings",)),
+    }
+    found = detect(fill(tmp_path, files))
+    assert (found.task, found.runtime) == ("feature-extraction", "static_embeddings")
+    assert found.files == ("model.safetensors", "tokenizer.json")
+
+
 def test_of_weights_that_see_or_hear_the_way_to_onnx_is_told(tmp_path: Path):
     config = {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}
     files = {

@@ -175,6 +175,14 @@ def _detect_kind(
             "faster_whisper",
             files=whisper.list_files(folder, paths, speech),
         )
+    # before graphs: those beside a table take texts in a form of their own
+    if table := huggingface.find_static_table(folder, by_suffix.get(".safetensors", [])):
+        return Manifest(
+            wishes.task or "feature-extraction",
+            "static_embeddings",
+            files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
+            options=huggingface.static_options(folder, table),
+        )
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):
@@ -188,13 +196,6 @@ def _detect_kind(
         return _detect_gguf(folder, gguf, wishes)
     if models := by_suffix.get(".skops", []) + pickles:
         return _detect_sklearn(folder, _choose_only(models), wishes)
-    if table := huggingface.find_static_table(folder, by_suffix.get(".safetensors", [])):
-        return Manifest(
-            wishes.task or "feature-extraction",
-            "static_embeddings",
-            files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
-            options=huggingface.static_options(folder, table),
-        )
     if weights := torch_folder.find_weights(folder, paths):
         found_task, details = torch_folder.describe_folder(folder, paths, wishes.task)
         return Manifest(
