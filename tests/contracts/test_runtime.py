@@ -262,6 +262,20 @@ def make_pair(folder: Path) -> Case:
     return Case(open_bundle(folder), good, {"text": ""})
 
 
+def make_captions(folder: Path) -> Case:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    tiny_translators.write_onnx_pair(folder, "split", seed=1, takes="pictures")
+    tiny_translators.write_tokenizer(folder)
+    tiny_translators.write_generation_config(folder)
+    names = ("encoder_model", "decoder_model", "decoder_with_past_model")
+    files = tuple(f"{name}.onnx" for name in names)
+    options = {"max_tokens": 8}
+    write(folder, Manifest(task="image-to-text", runtime="onnx", files=files, options=options))
+    good = [{"image": GREY}, {"image": DARK}]
+    return Case(open_bundle(folder), good, {"image": "!"})
+
+
 def write(folder: Path, manifest: Manifest) -> None:
     (folder / "wherry.toml").write_text(encode_manifest(manifest))
 
@@ -300,6 +314,7 @@ BATCH_CASES: dict[str, MakeCase] = {
     ),
     "ctranslate2": make_translator,
     "onnx seq2seq": make_pair,
+    "onnx captions": make_captions,
     "plugin": make_plugin,
     "xgboost": make_xgboost,
     "lightgbm": make_lightgbm,

@@ -31,6 +31,24 @@ def test_a_tokenizer_in_a_folder_of_its_own_comes_to_the_top(tmp_path: Path, hom
     assert not (files / "tokenizer.json").exists(), "what was given is left as it is"
 
 
+def test_what_old_sentence_transformers_wrote_comes_to_the_top(tmp_path: Path):
+    names = [f"0_Transformer/{each}" for each in ("config.json", "model.safetensors")]
+    files = fill(tmp_path / "files", "modules.json", "1_Pooling/config.json", *names)
+    found = lay_out(files, tmp_path / "target")
+    assert (found / "model.safetensors").read_text() == "0_Transformer/model.safetensors"
+    assert (found / "1_Pooling/config.json").read_text() == "1_Pooling/config.json"
+
+
+def test_a_folder_in_a_folder_is_gone_down_to(tmp_path: Path):
+    files = fill(tmp_path / "files", "a/b/model.onnx", "a/b/tokenizer.json", "a/b/x/more.json")
+    assert lay_out(files, tmp_path / "target") == files / "a" / "b"
+
+
+def test_a_package_of_code_keeps_its_name(tmp_path: Path):
+    files = fill(tmp_path / "files", "package/model.py", "package/weights.npz")
+    assert lay_out(files, tmp_path / "target") == files
+
+
 @pytest.mark.parametrize("more", ["tokenizer.json", "wherry.toml", ""])
 def test_a_folder_in_order_is_left_as_it_is(tmp_path: Path, more: str):
     paths = ["tokenizer/tokenizer.json", more] if more else ["model.onnx"]

@@ -91,3 +91,24 @@ def test_of_what_the_owner_wrote_nothing_is_assumed(tmp_path: Path):
     manifest = detect(tmp_path, task="image-classification")
     (tmp_path / "wherry.toml").write_text(encode_manifest(manifest))
     assert assumed(tmp_path) == ""
+
+
+def test_how_boxes_are_read_is_told_unless_it_was_said(tmp_path: Path):
+    write_graph(tmp_path / "net.onnx", "x", ["n", 3, 8, 8])
+    said = {"family": "yolov8"}
+    assert "family" not in assumed(tmp_path, task="object-detection", options=said)
+    model = onnx.load(str(tmp_path / "net.onnx"))
+    for name in ("logits", "pred_boxes"):
+        model.graph.node.append(onnx.helper.make_node("Identity", ["x"], [name]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, FLOAT, ["n", 5, 4]))
+    onnx.save(model, str(tmp_path / "net.onnx"))
+    assert "those of 'detr'" in assumed(tmp_path, task="object-detection")
+
+
+def test_a_forecaster_that_says_nothing_of_its_errors_is_told_so(tmp_path: Path):
+    write_graph(tmp_path / "net.onnx", "x", ["n", 24])
+    found = assumed(tmp_path, task="time-series-forecasting")
+    assert "every quantile is the mean" in found
+    assert "scaling" in found
+    said = {"errors": [0.1], "scaling": "last"}
+    assert assumed(tmp_path, task="time-series-forecasting", options=said) == ""

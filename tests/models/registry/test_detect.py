@@ -61,6 +61,8 @@ def fill(folder: Path, files: dict[str, Any]) -> Path:
 
 TEXT_GRAPH = onnx_bytes(("input_ids", "attention_mask"), ("last_hidden_state",))
 LOGITS_GRAPH = onnx_bytes(("input_ids", "attention_mask"), ("logits",))
+TENSOR = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+TINY_SAFETENSORS = struct.pack("<Q", len(TENSOR)) + TENSOR + bytes(4)
 TOKENIZER = {"model": {"vocab": {"auto_map": 1}}}
 PYTHON = "class Model:\n    task = 'text-classification'\n    def predict(self, batch): ...\n"
 
@@ -457,6 +459,68 @@ def test_a_pair_that_hears_but_is_no_whisper_is_told_the_way_out(tmp_path: Path)
     with pytest.raises(InvalidInput, match="speech_to_text") as refusal:
         detect(fill(tmp_path, files))
     assert "Python class" in refusal.value.hint
+
+
+def test_a_pair_that_sees_takes_its_pixels_from_the_preprocessor(tmp_path: Path):
+    files = {
+        "encoder_model.onnx": onnx_bytes(("pixel_values",), ("last_hidden_state",)),
+        "decoder_model.onnx": TEXT_GRAPH,
+        "decoder_model_merged_quantized.onnx": TEXT_GRAPH,
+        "config.json": {"model_type": "vision-encoder-decoder"},
+        "generation_config.json": {"num_beams": 4, "max_length": 64, "length_penalty": 2.0},
+        "preprocessor_config.json": {
+            "size": {"height": 384, "width": 384},
+            "resample": 3,
+            "image_mean": [0.5, 0.5, 0.5],
+        },
+    }
+    fill(tmp_path, files)
+    with pytest.raises(InvalidInput, match=r"no 'tokenizer\.json'"):
+        detect(tmp_path)
+    found = detect(fill(tmp_path, {"tokenizer.json": TOKENIZER}))
+    assert (found.task, found.runtime) == ("image-to-text", "onnx")
+    assert found.files[:2] == ("encoder_model.onnx", "decoder_model.onnx"), "the fuller precision"
+    assert found.options["image_size"] == [384, 384]
+    assert found.options["resample"] == "bicubic"
+    assert (found.options["num_beams"], found.options["max_tokens"]) == (4, 64)
+
+
+def test_a_decoder_may_have_another_precision_than_its_encoder(tmp_path: Path):
+    files = {
+        "onnx/encoder_model.onnx": onnx_bytes(("input_features",), ("last_hidden_state",)),
+        "onnx/decoder_model_merged_q4.onnx": TEXT_GRAPH,
+        "config.json": {"model_type": "whisper"},
+        "tokenizer.json": TOKENIZER,
+    }
+    found = detect(fill(tmp_path, files))
+    assert found.task == "automatic-speech-recognition"
+    assert found.files[:2] == ("onnx/encoder_model.onnx", "onnx/decoder_model_merged_q4.onnx")
+
+
+def test_a_table_of_vectors_is_taken_before_the_graph_beside_it(tmp_path: Path):
+    header = b'{"embeddings":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'
+    files = {
+        "model.safetensors": struct.pack("<Q", len(header)) + header + bytes(4),
+        "tokenizer.json": TOKENIZER,
+        "config.json": {"model_type": "model2vec", "normalize": True},
+        "onnx/model.onnx": onnx_bytes(("input_ids", "offsets"), ("embeddings",)),
+    }
+    found = detect(fill(tmp_path, files))
+    assert (found.task, found.runtime) == ("feature-extraction", "static_embeddings")
+    assert found.files == ("model.safetensors", "tokenizer.json")
+
+
+def test_of_weights_that_see_or_hear_the_way_to_onnx_is_told(tmp_path: Path):
+    config = {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}
+    files = {
+        "config.json": config,
+        "preprocessor_config.json": {"feature_size": 80},
+        "tokenizer.json": TOKENIZER,
+        "model.safetensors": TINY_SAFETENSORS,
+    }
+    with pytest.raises(InvalidInput, match="WhisperForConditionalGeneration") as refused:
+        detect(fill(tmp_path, files))
+    assert "optimum-cli export onnx" in refused.value.hint
 
 
 # ------------------------------------------------------------------------------ wherry.toml

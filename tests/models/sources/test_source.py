@@ -222,9 +222,60 @@ def test_the_files_that_make_a_model_are_chosen():
         choose([*present, "q4.gguf", "q8.gguf"])
     assert refused.value.hint == "write hf:a/b!/FILE, with one of: q4.gguf, q8.gguf"
     with pytest.raises(InvalidInput, match=r"no \.onnx"):
-        choose(present)
+        choose([each for each in present if each != "model.safetensors"])
     with pytest.raises(NotFound, match=r"x\.gguf"):
         choose(present, "x.gguf")
+
+
+def test_an_encoder_comes_with_its_decoder_and_what_says_how_to_use_them():
+    present = [
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "onnx/decoder_model.onnx",
+        "onnx/decoder_model_merged.onnx",
+        "onnx/decoder_model_merged_q4.onnx",
+        "onnx/decoder_with_past_model.onnx",
+        "onnx/encoder_model.onnx",
+        "onnx/encoder_model_q4.onnx",
+    ]
+    found = choose(present)
+    assert found[:2] == ["onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"]
+    assert set(found[2:]) == set(present[:4])
+    split = choose([each for each in present if "merged" not in each])
+    assert split[:3] == [
+        f"onnx/{each}.onnx"
+        for each in ("encoder_model", "decoder_model", "decoder_with_past_model")
+    ]
+
+
+def test_weights_as_safetensors_come_with_their_modules():
+    present = [
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "pytorch_model.bin",
+        "sentencepiece.bpe.model",
+        "tokenizer.json",
+    ]
+    assert set(choose(present)) == set(present) - {"README.md", "pytorch_model.bin"}
+    shards = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    index = "model.safetensors.index.json"
+    assert choose(["config.json", *shards, index]) == [*shards, index, "config.json"]
+    ggufs = ["config.json", "model.safetensors", "q4.gguf"]
+    assert choose(ggufs) == ["q4.gguf"]
+
+
+def test_of_a_static_embedder_the_table_is_taken_not_the_graph():
+    table = ["model.safetensors", "tokenizer.json", "config.json", "modules.json"]
+    assert choose([*table, "onnx/model.onnx"]) == table
+    pooled = [*table, "onnx/model.onnx", "1_Pooling/config.json"]
+    assert choose(pooled)[0] == "onnx/model.onnx"
 
 
 def test_a_missing_library_is_named_with_its_command(tmp_path: Path):

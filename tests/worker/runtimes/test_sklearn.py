@@ -308,7 +308,12 @@ def test_a_regressor_tells_a_series_by_its_last_values(tmp_path):
     (output,) = run(load(bundle), item)
     assert np.abs(output.forecasts[0].mean - series[48:]).max() < 1e-6
     assert output.usage.rows == 1
-    for wrong in ({}, {"context": 11}, {"context": 12, "errors": [0.1]}):
+    lone = write_bundle(tmp_path / "lone", model, task=task, options={"scaling": "mean"})
+    (again,) = run(load(lone), item)
+    assert np.array_equal(again.forecasts[0].mean, output.forecasts[0].mean), (
+        "12 features, 12 values"
+    )
+    for wrong in ({"context": 11}, {"context": 12, "errors": [0.1]}):
         with pytest.raises(InvalidInput):
             load(write_bundle(tmp_path / "wrong", model, task=task, options=wrong))
 

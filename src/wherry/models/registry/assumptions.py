@@ -10,24 +10,16 @@ import msgspec
 
 from wherry.models.bundle import MANIFEST, Manifest
 from wherry.models.registry.class_names import NAMED_TASKS
+from wherry.models.registry.exported_pictures import PICTURE_TASKS
 from wherry.models.registry.sentence_modules import MODULES, USUAL_POOLING
 from wherry.models.tasks.task import TensorSpec
 
-PICTURE_TASKS = frozenset(
-    {
-        "image-classification",
-        "image-feature-extraction",
-        "image-segmentation",
-        "keypoint-detection",
-        "object-detection",
-        "zero-shot-image-classification",
-    }
-)
 GRAPH_RUNTIMES = frozenset({"onnx", "torch", "keras", "tensorflow"})
 """Whose files say nothing of pixels; those of TensorFlow Lite do."""
 PIXEL_OPTIONS = frozenset({"pixel_scale", "mean", "std", "channel_order"})
 WEIGHTS = frozenset({".onnx", ".gguf", ".safetensors", ".tflite", ".pt2", ".pt", ".keras"})
 POOLING_RUNTIMES = frozenset({"onnx", "transformers"})
+LAG_RUNTIMES = frozenset({"onnx", "sklearn", "xgboost", "lightgbm"})
 MAX_NAMES = 4
 
 
@@ -53,7 +45,7 @@ def find_assumptions(
     if MANIFEST in paths:
         return []
     what = Imported(manifest, paths, said)
-    found = (_of_files, _of_tensors, _of_pixels, _of_labels, _of_vectors)
+    found = (_of_files, _of_tensors, _of_pixels, _of_labels, _of_boxes, _of_vectors, _of_series)
     return [text for each in found for text in each(what)]
 
 
@@ -112,6 +104,12 @@ def _of_labels(what: Imported) -> Iterator[str]:
         yield "no names of its classes were found: answers number them; to name them: --labels A,B,C"
 
 
+def _of_boxes(what: Imported) -> Iterator[str]:
+    family = what.manifest.options.get("family")
+    if what.manifest.task == "object-detection" and family and "family" not in what.said:
+        yield f"boxes are read as those of {family!r}; to say otherwise: -p family=…"
+
+
 def _of_vectors(what: Imported) -> Iterator[str]:
     task, runtime, options = what.manifest.task, what.manifest.runtime, what.manifest.options
     is_said = {MODULES, f"{USUAL_POOLING}/config.json"} & set(what.paths) or "pooling" in what.said
@@ -120,4 +118,20 @@ def _of_vectors(what: Imported) -> Iterator[str]:
         yield (
             f"the vector of a text is pooled by {options.get('pooling', 'mean')!r} and {scaled}, for "
             f"the folder has no {MODULES}; to say otherwise: -p pooling=cls -p normalise=false"
+        )
+
+
+def _of_series(what: Imported) -> Iterator[str]:
+    options = what.manifest.options
+    if what.manifest.task != "time-series-forecasting" or what.manifest.runtime not in LAG_RUNTIMES:
+        return
+    if "scaling" not in options:
+        yield (
+            "windows are scaled by their own mean and deviation; to say otherwise: -p scaling=none, "
+            "mean or last"
+        )
+    if not {"levels", "errors"} & options.keys():
+        yield (
+            "how far it errs is not known: every quantile is the mean; to say more: -p levels=[0.1,0.5,0.9] "
+            "if it gives quantiles, or -p errors=[0.05,0.07], the deviation at each step"
         )

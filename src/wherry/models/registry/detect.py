@@ -14,6 +14,7 @@ from wherry.models.bundle import CODE_RUNTIMES, MANIFEST, Manifest, decode_manif
 from wherry.models.registry import (
     class_names,
     diffusion_folder,
+    exported_pictures,
     huggingface,
     onnx_pairs,
     python_code,
@@ -178,6 +179,14 @@ def _detect_kind(
             "faster_whisper",
             files=whisper.list_files(folder, paths, speech),
         )
+    # before graphs: those beside a table take texts in a form of their own
+    if table := huggingface.find_static_table(folder, by_suffix.get(".safetensors", [])):
+        return Manifest(
+            wishes.task or "feature-extraction",
+            "static_embeddings",
+            files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
+            options=huggingface.static_options(folder, table),
+        )
     if onnx := by_suffix.get(".onnx"):
         return _detect_onnx(folder, paths, onnx, wishes)
     if tflite := by_suffix.get(".tflite"):
@@ -191,13 +200,6 @@ def _detect_kind(
         return _detect_gguf(folder, gguf, wishes)
     if models := by_suffix.get(".skops", []) + pickles:
         return _detect_sklearn(folder, _choose_only(models), wishes)
-    if table := huggingface.find_static_table(folder, by_suffix.get(".safetensors", [])):
-        return Manifest(
-            wishes.task or "feature-extraction",
-            "static_embeddings",
-            files=(table, str(PurePosixPath(table).with_name(huggingface.TOKENIZER))),
-            options=huggingface.static_options(folder, table),
-        )
     if weights := torch_folder.find_weights(folder, paths):
         found_task, details = torch_folder.describe_folder(folder, paths, wishes.task)
         return Manifest(
@@ -257,7 +259,9 @@ def _detect_onnx(
     elif huggingface.is_image_model(folder, paths):
         found_task, details = huggingface.describe_image_model(folder)
     else:
-        found_task, details = wishes.task or guess_table_task(model), huggingface.Details()
+        exported = exported_pictures.read_exporter(model, wishes.task)
+        found_task = wishes.task or exported.task or guess_table_task(model)
+        details = huggingface.Details(options=exported.options)
     return Manifest(
         task=wishes.task or found_task,
         runtime="onnx",

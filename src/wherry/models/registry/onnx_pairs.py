@@ -43,7 +43,7 @@ def find_onnx_pair(folder: Path, paths: Sequence[str]) -> tuple[str, ...]:
     for precision in PRECISIONS:
         for path in paths:
             if PurePosixPath(path).name == f"{ENCODER}{precision}.onnx":
-                for names, other in product(DECODERS, (precision, *PRECISIONS)):
+                for other, names in product((precision, *PRECISIONS), DECODERS):
                     beside = [
                         str(PurePosixPath(path).with_name(f"{name}{other}.onnx")) for name in names
                     ]
@@ -75,6 +75,7 @@ def describe_listener(folder: Path, paths: Sequence[str]) -> Details:
 
 def describe_seer(folder: Path, paths: Sequence[str]) -> Details:
     """Options and files of a model that writes of pictures."""
+    _require_tokenizer(paths)
     steps = read_config(folder, PREPROCESSOR)
     steps = steps or read_config(folder, PROCESSOR).get("image_processor") or {}
     options = search_options(

@@ -41,6 +41,14 @@ def describe_folder(folder: Path, paths: Sequence[str], task: str | None) -> tup
     architecture = architecture_of(read_config(folder, huggingface.CONFIG))
     if task == "text-generation" or (task is None and _has(architecture, GENERATORS)):
         return "text-generation", Details((), {}, companions)
+    if huggingface.PREPROCESSOR in paths:
+        raise InvalidInput(
+            f"the folder is of {architecture or 'a model'} that sees or hears: of PyTorch's weights, those "
+            "of models of texts are served",
+            hint="export it to ONNX (optimum-cli export onnx --model FOLDER OUT) and import OUT: Whisper, "
+            "TrOCR and models of pictures are served so; those that chat about pictures by the runtime "
+            "'vllm', named in wherry.toml",
+        )
     if huggingface.TOKENIZER not in paths:
         raise InvalidInput(
             "the folder has no 'tokenizer.json'",

@@ -17,14 +17,44 @@ REPOSITORY = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,100}))?", re
 SIDE_FILES = (
     "tokenizer.json",
     "config.json",
+    "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "source.spm",
+    "target.spm",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "modules.json",
-    "1_Pooling/config.json",
+    "tokenizer/tokenizer.json",
 )
-GRAPHS = ("model.onnx", "onnx/model.onnx")
+"""What may lie beside a model and says how it is used."""
+MODULE_FILES = re.compile(r"\d_\w+/(config\.json|model\.safetensors)")
+"""Poolings and layers of sentence-transformers."""
+GRAPHS = (
+    *(
+        tuple(f"{home}{name}.onnx" for name in names)
+        for names in (
+            ("encoder_model", "decoder_model_merged"),
+            ("encoder_model", "decoder_model", "decoder_with_past_model"),
+            ("encoder_model", "decoder_model"),
+        )
+        for home in ("", "onnx/")
+    ),
+    ("model.onnx",),
+    ("onnx/model.onnx",),
+)
+"""Graphs that make a model together, as exporters name them; the first that is there is taken."""
+WEIGHTS = "model.safetensors"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json")
 MAX_SHOWN = 12
 
 
@@ -100,23 +130,47 @@ def place_file(downloaded: Path, folder: Path, name: str) -> Path:
 
 
 def _guess_files(reference: Reference, present: Sequence[str]) -> list[str]:
-    graph = next((path for path in GRAPHS if path in present), None)
-    if graph is not None:
-        data = [path for path in (f"{graph}_data", f"{graph}.data") if path in present]
-        return [graph, *data, *(path for path in SIDE_FILES if path in present)]
+    if _is_static(present):
+        return [WEIGHTS, *_sides(present)]
+    for graphs in GRAPHS:
+        if all(path in present for path in graphs):
+            data = [f"{path}{end}" for path in graphs for end in ("_data", ".data")]
+            return [*graphs, *(path for path in data if path in present), *_sides(present)]
     models = [path for path in present if path.endswith((".gguf", ".skops", ".onnx"))]
     if len(models) == 1:
-        sides = [path for path in SIDE_FILES if path in present]
-        return models if models[0].endswith(".gguf") else [*models, *sides]
+        return models if models[0].endswith(".gguf") else [*models, *_sides(present)]
+    if weights := _find_weights(present):
+        return [*weights, *_sides(present)]
     if models:
         raise InvalidInput(
             f"{reference.place!r} has {len(models)} models",
             hint=f"write {reference.text}!/FILE, with one of: {_list_some(models)}",
         )
     raise InvalidInput(
-        f"{reference.place!r} has no .onnx, .gguf or .skops file",
-        hint="look for a repository with an ONNX or GGUF export of the model",
+        f"{reference.place!r} has no .onnx, .gguf, .skops or model.safetensors file",
+        hint="look for a repository with an ONNX or GGUF export of the model, or with safetensors",
     )
+
+
+def _is_static(present: Sequence[str]) -> bool:
+    """Whether it is a table of vectors: what sentence-transformers wrote of it pools nothing.
+
+    Graphs beside it take texts in a form of their own.
+    """
+    has_table = {WEIGHTS, "modules.json", "tokenizer.json"} <= set(present)
+    return has_table and not any("_Pooling/" in path for path in present)
+
+
+def _find_weights(present: Sequence[str]) -> list[str]:
+    """PyTorch's, in one file or in shards, as safetensors."""
+    if "config.json" not in present:
+        return []
+    return [WEIGHTS] if WEIGHTS in present else [path for path in present if SHARD.fullmatch(path)]
+
+
+def _sides(present: Sequence[str]) -> list[str]:
+    layers = [path for path in present if MODULE_FILES.fullmatch(path)]
+    return [*(path for path in SIDE_FILES if path in present), *layers]
 
 
 def _list_some(paths: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import sklearn
 from sklearn.exceptions import InconsistentVersionWarning
@@ -521,11 +522,14 @@ class LagForecaster:
         self.model = model
         options = read_block_options(bundle.manifest.options)
         features, beside = int(getattr(model, "n_features_in_", 0)), len(options.covariates)
+        if not options.context and not beside:
+            options = msgspec.structs.replace(options, context=features)
         rest = features - options.context * (1 + beside)
         if not options.context or rest < 0 or (rest % beside if beside else rest):
             raise InvalidInput(
                 f"the model takes {features} features, the bundle says a context of "
-                f"{options.context} and {beside} covariates"
+                f"{options.context} and {beside} covariates",
+                hint="say how many values of the past it sees with the option 'context'",
             )
         self.forecaster = BlockForecaster(options, self._step)
         self.forecaster.take_form(self.forecaster.try_out())

@@ -351,6 +351,43 @@ def test_ssd_gives_boxes_that_are_chosen_already(tmp_path: Path) -> None:
     check_families_boxes(detector(tmp_path, "ssd"))
 
 
+def test_of_what_tensorflow_gives_beside_its_boxes_nothing_is_taken_for_them(tmp_path: Path):
+    boxes = np.array([[0.1, 0.1, 0.6, 0.6], [0.8, 0.8, 1, 1], [0, 0, 0.1, 0.1]])[np.newaxis]
+    constant_graph(
+        tmp_path,
+        100,
+        **{
+            "detection_anchor_indices:0": np.array([[7, 8, 9]]),
+            "detection_boxes:0": boxes,
+            "detection_classes:0": np.array([[1, 0, 0]]),
+            "detection_scores:0": np.array([[0.9, 0.6, 0.1]]),
+            "num_detections:0": np.array([3]),
+        },
+    )
+    check_families_boxes(detector(tmp_path, "ssd"))
+
+
+def test_a_class_that_has_no_name_is_told_by_its_number(tmp_path: Path) -> None:
+    constant_graph(
+        tmp_path,
+        100,
+        boxes=np.array([[[0.1, 0.1, 0.6, 0.6], [0.8, 0.8, 1, 1]]]),
+        classes=np.array([[1, 0]]),
+        scores=np.array([[0.9, 0.6]]),
+    )
+    served = detector(tmp_path, "ssd")
+    served.runtime.model.labels = ("cat",)  # as many as the trial's picture showed
+    found = served.ask(image=WIDE)["objects"]
+    assert [each["label"] for each in found] == ["LABEL_1", "cat"]
+
+
+def test_without_a_family_the_known_ones_are_named(tmp_path: Path) -> None:
+    constant_graph(tmp_path, 100, output0=np.zeros((1, 6, 8)))
+    with pytest.raises(InvalidInput, match="no family") as refused:
+        detector(tmp_path, "")
+    assert "yolov8" in refused.value.hint
+
+
 def test_boxes_of_other_labels_may_lie_on_one_another(tmp_path: Path) -> None:
     table = np.concatenate([CENTRES[:1], [[0.8, 0.9]]], axis=1).T[np.newaxis]
     constant_graph(tmp_path, 100, output0=table)

@@ -15,8 +15,8 @@ from wherry.models.bundle import open_bundle
 from wherry.models.tasks.image import ImageInput
 from wherry.worker.runtimes.graphs.pair import read_configs
 from wherry.worker.runtimes.graphs.spectrum import RATE, log_mel_spectrum
-from wherry.worker.runtimes.graphs.speech import Window
 from wherry.worker.runtimes.graphs.speech_tokens import SpeechTokens
+from wherry.worker.runtimes.graphs.speech_window import Window
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

@@ -14,7 +14,7 @@ from wherry.models.tasks.object_detection import MAX_BOXES, Detection, Detection
 from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import TaskOutput
 from wherry.worker.runtimes.graphs.boxes import Boxes, choose_candidates, drop_overlapping
-from wherry.worker.runtimes.graphs.detectors import READER_BY_FAMILY
+from wherry.worker.runtimes.graphs.detectors import READER_BY_FAMILY, choose_outputs
 from wherry.worker.runtimes.graphs.graph import Array, OpenGraph
 from wherry.worker.runtimes.graphs.pictures import ONE_PICTURE, PictureModel, Sight
 from wherry.worker.runtimes.runtime import Prepared
@@ -23,7 +23,7 @@ from wherry.worker.runtimes.runtime import Prepared
 class DetectionOptions(msgspec.Struct, frozen=True):
     """The part of a bundle's `[options]` that is read here."""
 
-    family: str
+    family: str = ""
     """How the outputs are read: a name of `READER_BY_FAMILY`."""
     threshold: float = 0.4
     """Least score of a box, unless the client says another."""
@@ -53,7 +53,7 @@ class DetectionModel(PictureModel):
         self.labels = _check_labels(bundle, places.scores.shape[1], self.options.family)
 
     def _choose_outputs(self, bundle: Bundle) -> list[str]:
-        return [each.name for each in self.graph.outputs]
+        return choose_outputs([each.name for each in self.graph.outputs], self.options.family)
 
     def prepare(self, item: DetectionInput) -> Prepared:
         """The picture as the graph's numbers, and the way back; safe in many threads."""
@@ -81,6 +81,10 @@ class DetectionModel(PictureModel):
         boxes = drop_overlapping(candidates, self.options.max_overlap, search.max_boxes)
         return self._to_client(boxes, search.sight)
 
+    def _label_of(self, number: int) -> str:
+        """A graph that names classes by number may know more than its trial showed."""
+        return self.labels[number] if number < len(self.labels) else f"LABEL_{number}"
+
     def _to_client(self, boxes: Boxes, sight: Sight) -> Detection:
         """Boxes in the client's pixels, without what lies outside the picture."""
         corners = sight.frame.to_original(boxes.corners.reshape(-1, 2, 2)).reshape(-1, 4)
@@ -89,7 +93,7 @@ class DetectionModel(PictureModel):
         is_inside = np.all(corners[:, 2:] > corners[:, :2], axis=1)
         shown = Boxes(corners.astype(np.float32), *boxes[1:]).take(is_inside)
         return Detection(
-            labels=tuple(self.labels[number] for number in shown.classes.tolist()),
+            labels=tuple(self._label_of(number) for number in shown.classes.tolist()),
             scores=np.clip(shown.scores, 0, 1).astype(np.float32),
             boxes=shown.corners,
             size=sight.size,
@@ -100,9 +104,10 @@ class DetectionModel(PictureModel):
 def _read_options(bundle: Bundle) -> DetectionOptions:
     options = read_options(bundle.manifest.options, DetectionOptions)
     if options.family not in READER_BY_FAMILY:
+        stated = f"the unknown family {options.family!r}" if options.family else "no family"
         raise InvalidInput(
-            f"unknown family {options.family!r} of detectors",
-            hint="known: " + ", ".join(READER_BY_FAMILY),
+            f"the bundle says {stated} of detectors: how the graph's outputs are read",
+            hint="the option 'family' may be " + ", ".join(READER_BY_FAMILY),
         )
     shares = (options.threshold, options.max_overlap)
     if not all(0 <= share <= 1 for share in shares) or not 1 <= options.max_boxes <= MAX_BOXES:

@@ -121,6 +121,10 @@ def read_detr(outputs: Sequence[Array], size: Size) -> Places:
     return Places(scores, lambda places: corners[places])
 
 
+SSD_OUTPUTS = ("detection_boxes", "detection_classes", "detection_scores")
+"""As TensorFlow's object detection API calls them."""
+
+
 def read_ssd(outputs: Sequence[Array], size: Size) -> Places:
     """SSD as TensorFlow post-processes it: boxes, then classes, then scores.
 
@@ -146,6 +150,13 @@ def _unfit(what: str) -> FormatNotAllowed:
     return FormatNotAllowed(
         f"the graph {what}", hint="the bundle's option 'family' says how its outputs are read"
     )
+
+
+def choose_outputs(names: Sequence[str], family: str) -> list[str]:
+    """Which outputs a family reads: all, but for those that TensorFlow's detectors have beside."""
+    by_name = {name.partition(":")[0]: name for name in names}
+    wanted = SSD_OUTPUTS if family == "ssd" and set(SSD_OUTPUTS) <= by_name.keys() else by_name
+    return [by_name[name] for name in wanted]
 
 
 READER_BY_FAMILY: dict[str, Reader] = {

@@ -11,9 +11,8 @@ sounds take turns, window by window; memory does not grow with a sound's length.
 from __future__ import annotations
 
 import threading
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,24 +29,19 @@ from wherry.models.tasks.options import read_options
 from wherry.models.tasks.sound import Sound
 from wherry.models.tasks.speech_recognition import RecognitionInput, Segment, Transcription
 from wherry.models.tasks.task import Usage
-from wherry.worker.runtimes.graphs.beams import Step, log_softmax
 from wherry.worker.runtimes.graphs.graph import Array, Graph, trial
 from wherry.worker.runtimes.graphs.pair import Pair, read_configs
 from wherry.worker.runtimes.graphs.spectrum import (
     HOP_SAMPLES,
     RATE,
     WINDOW_SAMPLES,
-    log_mel_spectrum,
 )
 from wherry.worker.runtimes.graphs.speech_tokens import SpeechTokens
+from wherry.worker.runtimes.graphs.speech_window import Stopped, Window, find_segments
 from wherry.worker.runtimes.threads import iterate_in
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Whisper's own: each is tried only if what came before it was bad."""
-POOR_LOGARITHM, POOR_COMPRESSION = -1.0, 2.4
-"""An answer is poor whose tokens are less likely in the mean, or whose text shrinks more."""
-SILENT = 0.6
-"""Above this probability that nothing is said, an unlikely answer is none."""
 WILD_TEMPERATURE = 0.5
 """What was said at a higher one is not told to the next window."""
 
@@ -57,39 +51,6 @@ class SpeechOptions(msgspec.Struct, frozen=True):
 
     max_concurrency: Annotated[int, Meta(ge=1, le=64)] = 4
     """Sounds that take turns."""
-
-
-class Heard(msgspec.Struct):
-    """What a decoder made of a window."""
-
-    ids: list[int]
-    """Without the end."""
-    text: str
-    temperature: float
-    mean_logarithm: float
-    silence: float
-    """Probability that nothing was said."""
-
-    @property
-    def compression(self) -> float:
-        """How many times smaller the text becomes: much, if it repeats itself."""
-        data = self.text.encode()
-        return len(data) / len(zlib.compress(data))
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether the model would rather say nothing."""
-        return self.silence > SILENT and self.mean_logarithm < POOR_LOGARITHM
-
-    @property
-    def is_poor(self) -> bool:
-        """Whether another try may be better."""
-        is_unlikely = self.mean_logarithm < POOR_LOGARITHM and self.silence <= SILENT
-        return is_unlikely or self.compression > POOR_COMPRESSION
-
-
-class Stopped(Exception):  # noqa: N818 - nothing is wrong: nobody listens any more
-    """The work was cancelled between two words."""
 
 
 class SpeechRuntime(ABC):
@@ -114,12 +75,7 @@ class SpeechRuntime(ABC):
         self._tokens = SpeechTokens(bundle.folder, read_configs(bundle.folder))
         self._pair = pair = Pair(partial(self.open_graph, device=device), bundle)
         with trial(pair.encoder):
-            scores = Window(pair, self._tokens, np.zeros(RATE)).look()
-        if len(scores) <= self._tokens.first_time:
-            raise FormatNotAllowed(
-                f"the decoder knows {len(scores)} tokens, 'tokenizer.json' has more: they are of two "
-                "models"
-            )
+            _try_out(pair, self._tokens)
         self.max_concurrency = options.max_concurrency
         self._threads = ThreadPoolExecutor(self.max_concurrency, "listen")
 
@@ -159,8 +115,8 @@ class SpeechRuntime(ABC):
                 for segment in segments:
                     yield Transcription(segments=[_placed(segment, number, ahead.passed)])
                     number += 1
-                said = [] if heard.temperature > WILD_TEMPERATURE else [*said, *heard.ids]
-                said = [each for each in said if not tokens.is_time(each)]
+                is_wild = heard.temperature > WILD_TEMPERATURE
+                said = [] if is_wild else tokens.remember([*said, *heard.ids])
                 ahead.move(used)
         except Stopped:
             pass
@@ -187,7 +143,8 @@ class Ahead:
         while size < WINDOW_SAMPLES and (piece := next(self._pieces, None)) is not None:
             pieces.append(piece)
             size += len(piece)
-        self._held = np.concatenate(pieces)
+        if len(pieces) > 1:
+            self._held = np.concatenate(pieces)
         return self._held[:WINDOW_SAMPLES]
 
     def move(self, samples: int) -> None:
@@ -196,111 +153,16 @@ class Ahead:
         self.passed += samples
 
 
-class Window:
-    """Half a minute that the encoder has heard."""
-
-    def __init__(
-        self,
-        pair: Pair,
-        tokens: SpeechTokens,
-        samples: Array,
-        cancelled: threading.Event | None = None,
-    ) -> None:
-        features = log_mel_spectrum(samples, tokens.config.num_mel_bins)[np.newaxis]
-        self._states = pair.read({"input_features": features})
-        self._mask = np.ones(self._states.shape[:2], np.int64)
-        self._pair, self._tokens = pair, tokens
-        self._cancelled = cancelled or threading.Event()
-        self._first: Array | None = None
-
-    def look(self) -> Array:
-        """Scores of the very first token: of languages, and of silence; float32 [vocabulary]."""
-        first = self._first
-        if first is None:
-            decoder = self._pair.write(self._states, self._mask, (self._tokens.start,))
-            self._first = first = decoder.scores(None)[0]
-        return first
-
-    def find_language(self) -> str:
-        """The code of the likeliest language; "" of a model that knows one alone."""
-        scores = self.look()
-        known = self._tokens.languages
-        return max(known, key=lambda code: scores[known[code]], default="")
-
-    def listen(self, start: Sequence[int], temperatures: Sequence[float]) -> Heard:
-        """The first answer that is not poor, or the last."""
-        logs = log_softmax(self.look()[np.newaxis])[0]
-        silence = float(np.exp(logs[self._tokens.silence]))
-        heard = self._say(start, temperatures[0], silence)
-        for temperature in temperatures[1:]:
-            if not heard.is_poor:
-                break
-            heard = self._say(start, temperature, silence)
-        return heard
-
-    def _say(self, start: Sequence[int], temperature: float, silence: float) -> Heard:
-        tokens, ids, total = self._tokens, list[int](), 0.0
-        decoder = self._pair.write(self._states, self._mask, start)
-        random = np.random.default_rng(len(start))
-        positions = tokens.config.max_target_positions
-        step: Step | None = None
-        for _ in range(min(positions // 2, positions - len(start))):
-            if self._cancelled.is_set():
-                raise Stopped
-            scores = decoder.scores(step)[0]
-            tokens.constrain(scores, ids)
-            token = _choose(scores, temperature, random)
-            total += float(log_softmax(scores[np.newaxis])[0, token])
-            if token == tokens.end:
-                break
-            ids.append(token)
-            step = Step(np.array([token], np.int64), np.arange(1))
-        mean = total / (len(ids) + 1)
-        return Heard(ids, tokens.decode(ids).strip(), temperature, mean, silence)
-
-
-def find_segments(tokens: SpeechTokens, heard: Heard, samples: int) -> tuple[list[Segment], int]:
-    """What was said when, in seconds of the window, and how many samples are understood by it."""
-    if heard.is_nothing:
-        return [], samples
-    ids = heard.ids
-    is_time = [tokens.is_time(each) for each in ids]
-    ends = [at for at in range(1, len(ids)) if is_time[at - 1] and is_time[at]]
-    ends_once = is_time[-2:] == [False, True]
-    seconds = samples / RATE
-    if not ends:
-        last = next((tokens.seconds_of(each) for each in reversed(ids) if tokens.is_time(each)), 0)
-        return _spoken(tokens, heard, ids, 0.0, min(last or seconds, seconds)), samples
-    if ends_once:
-        ends.append(len(ids))
-    found: list[Segment] = []
-    for begin, end in zip([0, *ends], ends, strict=False):
-        times = [tokens.seconds_of(ids[at]) for at in (begin, end - 1)]
-        found += _spoken(tokens, heard, ids[begin:end], *times)
-    used = samples if ends_once else round(tokens.seconds_of(ids[ends[-1] - 1]) * RATE)
-    return found, used if 0 < used < samples else samples
-
-
-def _spoken(
-    tokens: SpeechTokens, heard: Heard, ids: Sequence[int], start: float, end: float
-) -> list[Segment]:
-    """A segment; none if it has no words."""
-    text = tokens.decode(ids)
-    if not text.strip():
-        return []
-    return [
-        Segment(
-            id=0,
-            start=start,
-            end=max(start, end),
-            text=text,
-            tokens=list(ids),
-            temperature=heard.temperature,
-            avg_logprob=heard.mean_logarithm,
-            compression_ratio=heard.compression,
-            no_speech_prob=heard.silence,
+def _try_out(pair: Pair, tokens: SpeechTokens) -> None:
+    """Hear a second of silence and say two tokens: graphs that open may still not run."""
+    window = Window(pair, tokens, np.zeros(RATE, np.float32))
+    known = len(window.look())
+    if known <= tokens.first_time:
+        raise FormatNotAllowed(
+            f"the decoder knows {known} tokens, 'tokenizer.json' has more: they are of two models"
         )
-    ]
+    start = tokens.begin([], window.find_language(), translate=False)
+    window.listen(start, TEMPERATURES[:1], most=2)
 
 
 def _placed(segment: Segment, number: int, passed: int) -> Segment:
@@ -312,10 +174,3 @@ def _placed(segment: Segment, number: int, passed: int) -> Segment:
         end=round(segment.end + passed / RATE, 3),
         seek=passed // HOP_SAMPLES,
     )
-
-
-def _choose(scores: Array, temperature: float, random: np.random.Generator) -> int:
-    """The likeliest token, or one drawn by its likelihood."""
-    if temperature:
-        scores = scores / temperature + random.gumbel(size=len(scores))
-    return int(scores.argmax())

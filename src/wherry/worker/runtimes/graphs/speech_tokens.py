@@ -95,12 +95,16 @@ class SpeechTokens:
 
     def begin(self, said: Sequence[int], language: str, *, translate: bool) -> list[int]:
         """What a decoder is given: words that came before, the language and the task."""
-        room = self.config.max_target_positions // 2 - 1
-        before = [self.before, *said[-room:]] if said else []
+        before = [self.before, *self.remember(said)] if said else []
         if not self.languages:
             return [*before, self.start]
         task = self._translate if translate else self._transcribe
         return [*before, self.start, self.languages[language], task]
+
+    def remember(self, said: Sequence[int]) -> list[int]:
+        """The last words of what was said, as many as a decoder is told."""
+        room = self.config.max_target_positions // 2 - 1
+        return [each for each in said if not self.is_time(each)][-room:]
 
     def encode(self, text: str) -> list[int]:
         """Words that came before, as tokens."""
