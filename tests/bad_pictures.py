@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Sequence
 
 from PIL import Image
-
 from tests.pictures import file_of
 
 EXIF_ORIENTATION = 0x0112
@@ -148,7 +147,11 @@ def jpeg_of_comments(jpeg: bytes, count: int) -> bytes:
 
 def pdf_in_a_jpeg(jpeg: bytes) -> bytes:
     """Both a JPEG and, to readers that look for it a little farther on, a PDF."""
-    return jpeg[:2] + jpeg_segment(0xFE, b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\ntrailer<<>>\n%%EOF\n") + jpeg[2:]
+    return (
+        jpeg[:2]
+        + jpeg_segment(0xFE, b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\ntrailer<<>>\n%%EOF\n")
+        + jpeg[2:]
+    )
 
 
 # ------------------------------------------------------------------------------ others

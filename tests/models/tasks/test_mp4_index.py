@@ -17,12 +17,12 @@ from wherry.models.tasks.sound import Sound
 av = pytest.importorskip("av", reason="pip install 'wherry[audio]'")
 
 
-def made(container: str, codec: str, seconds: int = 3, **options: str) -> bytes:
-    """A tone as FFmpeg writes it."""
+def made(container: str, codec: str, options: dict[str, str]) -> bytes:
+    """Three seconds of a tone as FFmpeg writes them."""
     with io.BytesIO() as file:
         with av.open(file, "w", format=container, options=options) as written:
             stream = written.add_stream(codec, rate=sounds.RATE, layout="mono")
-            tone = np.tile(sounds.TONE, seconds)[np.newaxis]
+            tone = np.tile(sounds.TONE, 3)[np.newaxis]
             frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
             frame.sample_rate = sounds.RATE
             for encoded in (frame, None):
@@ -41,7 +41,7 @@ def made(container: str, codec: str, seconds: int = 3, **options: str) -> bytes:
     ids=["AAC", "fragments", "ALAC", "PCM"],
 )
 def test_good_files_are_read(container: str, codec: str, options: dict[str, str]) -> None:
-    file = made(container, codec, **options)
+    file = made(container, codec, options)
     check_index(file)
     sound = Sound(AudioInput(file), sounds.RATE, 60)
     assert sum(map(len, sound.pieces())) == pytest.approx(3 * sounds.RATE, abs=4096)
@@ -52,7 +52,8 @@ def test_good_files_are_read(container: str, codec: str, options: dict[str, str]
     [
         sounds.mp4_claiming(80_000_000),
         sounds.mp4_claiming(2**32 - 1),
-        sounds.mp4_claiming(1000) + sounds.box(b"moof", struct.pack(">I4sII", 16, b"trun", 0, 1 << 24)),
+        sounds.mp4_claiming(1000)
+        + sounds.box(b"moof", struct.pack(">I4sII", 16, b"trun", 0, 1 << 24)),
         sounds.mp4_claiming(1000) + sounds.box(b"moov", sounds.box(b"cmov", bytes(100))),
         sounds.mp4_claiming(1000) + b"stsz" * 70_000,
     ],

@@ -15,9 +15,7 @@ from wherry.models.tasks.picture_parts import check_parts
 SMALL = Image.new("RGB", (64, 48), "red")
 REFUSED = {
     "chunks": bad.with_chunks(file_of(SMALL), bad.png_chunk(b"teSt") * 20_000),
-    "chunks behind": bad.with_chunks(
-        file_of(SMALL), bad.png_chunk(b"teSt") * 20_000, at_end=True
-    ),
+    "chunks behind": bad.with_chunks(file_of(SMALL), bad.png_chunk(b"teSt") * 20_000, at_end=True),
     "blocks": bad.gif_of_comments(file_of(SMALL, "GIF"), 20_000),
     "one long comment": bad.gif_of_comments(file_of(SMALL, "GIF"), 1, 5000),
     "segments": bad.jpeg_of_comments(file_of(SMALL, "JPEG"), 20_000),

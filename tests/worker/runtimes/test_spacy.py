@@ -160,6 +160,7 @@ def test_a_text_of_too_many_tokens_is_refused_and_its_neighbours_are_answered(
     )
     assert long.code == "invalid_input"
     assert "25000 tokens" in long.message
+    assert answer(runtime, TokensInput("a " * 25_000)) == [long]
     assert [before, after] == answer(runtime, TokensInput(TEXTS[0]), TokensInput(TEXTS[1]))
 
 

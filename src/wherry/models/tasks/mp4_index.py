@@ -65,7 +65,9 @@ def _descriptions(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _numbers(data: bytes, position: int, count: int) -> tuple[int, ...]:
     """Big-endian numbers, zeros where the file has ended."""
-    return struct.unpack(f">{count}I", data[position : position + 4 * count].ljust(4 * count, b"\0"))
+    return struct.unpack(
+        f">{count}I", data[position : position + 4 * count].ljust(4 * count, b"\0")
+    )
 
 
 def _refusal(fact: str) -> InvalidInput:

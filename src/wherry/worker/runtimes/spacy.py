@@ -110,7 +110,7 @@ class SpacyRuntime:
         with self._nlp.memory_zone():  # without it every new word is kept for ever
             docs = [self._nlp.make_doc(item.text) for item in items]
             short = [doc for doc in docs if len(doc) <= MAX_TOKENS]
-            read = iter(zip(*self._read(short), strict=True))
+            read = iter(zip(*self._read(short), strict=True) if short else ())
             return [
                 self._answer(*next(read), item) if len(doc) <= MAX_TOKENS else _too_long(doc)
                 for doc, item in zip(docs, items, strict=True)
@@ -185,7 +185,8 @@ def _count_parts(text: str) -> int:
 
 def _too_long(doc: Doc) -> ItemError:
     return ItemError(
-        "invalid_input", f"'text' has {len(doc)} tokens, the limit is {MAX_TOKENS}: send it in parts"
+        "invalid_input",
+        f"'text' has {len(doc)} tokens, the limit is {MAX_TOKENS}: send it in parts",
     )
 
 
