@@ -76,16 +76,14 @@ def senders_of(key: str) -> dict[str, Sender]:
     }
 
 
+def post_form(live: LiveServer, name: str, file: bytes) -> tuple[str, httpx.Response]:
+    """The answer to a file in a form, as OpenAI's clients send it."""
+    path = "/v1/audio/transcriptions"
+    return path, live.http.post(path, data={"model": name}, files={"file": ("a", file)})
+
+
 PICTURE_SENDERS = senders_of("image")
-SOUND_SENDERS = {
-    **senders_of("audio"),
-    "OpenAI": lambda live, name, file: (
-        "/v1/audio/transcriptions",
-        live.http.post(
-            "/v1/audio/transcriptions", data={"model": name}, files={"file": ("a", file)}
-        ),
-    ),
-}
+SOUND_SENDERS = {**senders_of("audio"), "OpenAI": post_form}
 
 
 def chat_senders() -> dict[str, Sender]:

@@ -26,7 +26,14 @@ from tests.conftest import LiveServer, run_server
 from tests.pictures import corners, file_of, open_photo, overlap
 from tests.real_models import photo, run_recipe
 from tests.wire.probe import check_refusal, gateway_pid, resident_mib, worker_of
-from tests.wire.senders import PICTURE_SENDERS, chat_senders, post_file, post_tensors
+from tests.wire.senders import (
+    PICTURE_SENDERS,
+    chat_senders,
+    post_file,
+    post_json,
+    post_tensors,
+    text_of,
+)
 from tests.wire.test_generation import EYES
 
 from wherry import Client
@@ -155,9 +162,7 @@ BAD = HEADS | BODIES
 @pytest.mark.parametrize("door", PICTURE_SENDERS)
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_refused_by_every_door(seeing: LiveServer, door: str, name: str) -> None:
-    begun = time.monotonic()
     check_refusal(*PICTURE_SENDERS[door](seeing, "things", BAD[name]))
-    print(f"{time.monotonic() - begun:.2f} s")
 
 
 @pytest.mark.parametrize("deployment", [*NAMES])
@@ -269,8 +274,15 @@ def ask_all(live: LiveServer, name: str, files: list[bytes]) -> list[httpx.Respo
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("name", ["things", "faces"])
-@pytest.mark.parametrize("file", [LARGE, DEEP], ids=["large", "deep"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        pytest.param("things", LARGE, id="of a model's size"),
+        pytest.param("things", DEEP, id="made smaller", marks=pytest.mark.slow),
+        pytest.param("faces", LARGE, id="kept", marks=pytest.mark.slow),
+        pytest.param("faces", DEEP, id="kept, of 16 bits"),
+    ],
+)
 def test_sixty_four_large_pictures_are_answered_in_bounded_memory(
     seeing: LiveServer, name: str, file: bytes
 ) -> None:
@@ -311,8 +323,6 @@ def test_small_files_of_large_pictures_in_one_request_are_refused(seeing: LiveSe
 def send_many(live: LiveServer, door: str, files: list[bytes]) -> tuple[str, httpx.Response]:
     if door == "Open Inference":
         return post_tensors(live, "things", "image", files)
-    from tests.wire.senders import post_json, text_of
-
     texts = [text_of(file) for file in files]
     if door == "KServe v1":
         return post_json(live, "/v1/models/things:predict", {"instances": texts})
@@ -374,8 +384,6 @@ def test_grpc_refuses_bad_files_and_lying_lengths(seeing: LiveServer) -> None:
 
 def test_bad_lines_of_a_batch_are_errors_of_their_own(seeing: LiveServer) -> None:
     names = ["noise", "half a PNG", "a PNG of 50 000 x 50 000", "a GIF with 10 MB of comment"]
-    from tests.wire.senders import text_of
-
     files = {**{name: BAD[name] for name in names}, "good": COFFEE}
     lines = [
         {
