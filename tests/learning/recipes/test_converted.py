@@ -120,7 +120,8 @@ def test_labels_are_a_thousand_different_ones(bundle: Bundle) -> None:
 
 def test_pictures_of_a_batch_are_answered_as_alone(classifier: Served) -> None:
     bodies = [{"image": photo(name).read_bytes()} for name in ("chelsea", "coffee", "astronaut")]
-    assert classifier.runtime.max_batch_rows >= 3
+    # a processor gains nothing from a shared run of pictures of this size, a GPU does
+    classifier.runtime.model.max_batch_rows = 3
     for body, joined in zip(bodies, classifier.outputs(*bodies), strict=True):
         alone = classifier.outputs(body)[0]
         assert joined.scores == pytest.approx(alone.scores, abs=1e-5)  # sums of another order

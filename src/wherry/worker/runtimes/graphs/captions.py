@@ -44,7 +44,7 @@ class CaptionModel:
         self._config = read_generation_config(bundle.folder)
         self._decoding = read_options(bundle.manifest.options, Decoding)
         self._words = open_sequence_text(bundle.folder, adds_end=True, language_codes=())
-        self.max_batch_rows = min(MAX_BATCH_PICTURES, self._pixels.max_batch_rows)
+        self.max_batch_rows = MAX_BATCH_PICTURES
         with trial(self.graph):
             self._tell(self._pixels.trial_pictures()[:1], TRIAL)
 

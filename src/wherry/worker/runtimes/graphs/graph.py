@@ -76,6 +76,7 @@ class Graph(ABC):
         self, file_name: str, inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]
     ) -> None:
         self.file_name = file_name
+        self.device = "cpu"
         self.metadata: Mapping[str, str] = {}
         """What the file says of itself."""
         self.inputs = tuple(inputs)

@@ -66,7 +66,8 @@ class PictureModel(ABC):
         pictures = self.pixels.trial_pictures()
         with trial(self.graph):
             self.trial = [self.forward([picture]) for picture in pictures]
-        self.max_batch_rows = self.pixels.max_batch_rows if self._joins_rows(pictures) else 1
+        joins_rows = self._joins_rows(pictures)
+        self.max_batch_rows = self.pixels.count_batch(self.graph.device) if joins_rows else 1
 
     def _choose_outputs(self, bundle: Bundle) -> list[str]:
         """Names of the outputs that are read: one, unless a task needs more."""

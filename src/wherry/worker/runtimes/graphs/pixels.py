@@ -16,7 +16,8 @@ from wherry.models.tasks.image_fit import Frame, ImageOptions, fit_image, frame_
 from wherry.models.tasks.options import read_options
 from wherry.worker.runtimes.graphs.graph import Array, GraphTensor, Quantisation
 
-MAX_BATCH_NUMBERS = 1 << 17
+MAX_BATCH_NUMBERS = 1 << 23
+MAX_CPU_BATCH_NUMBERS = 1 << 17
 """Pixels times channels in one batch: beyond, a convolution gains nothing but memory."""
 MAX_BATCH_PICTURES = 64
 UNKNOWN_SIZE_BATCH = 4
@@ -79,13 +80,13 @@ class Pixels:
     def _channels(self) -> int:
         return 1 if self.options.image_mode == "L" else 3
 
-    @property
-    def max_batch_rows(self) -> int:
+    def count_batch(self, device: str) -> int:
         """Pictures that one run gains from."""
         if self.options.image_size is None:
             return UNKNOWN_SIZE_BATCH
         numbers = math.prod(self.options.image_size) * self._channels
-        return max(1, min(MAX_BATCH_PICTURES, MAX_BATCH_NUMBERS // numbers))
+        most_numbers = MAX_CPU_BATCH_NUMBERS if device == "cpu" else MAX_BATCH_NUMBERS
+        return max(1, min(MAX_BATCH_PICTURES, most_numbers // numbers))
 
     def to_numbers(self, item: ImageInput) -> Array:
         """The picture in the graph's size, type, scale and order, without the rows; thread-safe."""

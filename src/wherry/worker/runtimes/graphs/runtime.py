@@ -110,7 +110,7 @@ class GraphRuntime(ABC):
     def load(self, bundle: Bundle, device: str) -> None:
         """Open the graphs and answer a trial input: a file that opens may still not run."""
         build = self.find_model(bundle.manifest.task)
-        self.model: GraphModel | None = build(partial(self.open_graph, device=device), bundle)
+        self.model: GraphModel | None = build(partial(self._open_on, device), bundle)
         self.signature = self.model.graph.signature
         self.max_batch_rows = self.model.max_batch_rows
         self.joins_rows = getattr(self.model, "joins_rows", False)
@@ -121,6 +121,11 @@ class GraphRuntime(ABC):
             self.calibration = to_report(found, self.max_batch_rows, device)
             self.spare_padding = self.model.spare_padding
         self.max_batch_cost = self.model.max_batch_cost
+
+    def _open_on(self, device: str, path: Path) -> Graph:
+        graph = self.open_graph(path, device)
+        graph.device = device
+        return graph
 
     def find_model(self, task: str) -> MakeModel:
         """How a task is done: a runtime may do some in its own way."""
