@@ -29,6 +29,8 @@ from wherry.models.tasks.generation import (
     ToolChoice,
 )
 from wherry.worker.runtimes.catalog import create_runtime
+from wherry.worker.runtimes.token_sampler import Chosen
+from wherry.worker.runtimes.transformers_words import AnswerWords
 
 PROMPT = "the old river"
 GREEDY = Sampling(max_tokens=24, temperature=0)
@@ -37,10 +39,10 @@ GREEDY = Sampling(max_tokens=24, temperature=0)
 class Model:
     """A folder, what it holds, and the runtime that has opened it."""
 
-    def __init__(self, folder: Path, template: str = "") -> None:
+    def __init__(self, folder: Path, template: str = "", **options: Any) -> None:
         self.model: Any = tiny_transformers.write_llama(folder, template=template)
         self.words = tiny_transformers.transformers.AutoTokenizer.from_pretrained(folder)
-        manifest = detect(folder)
+        manifest = detect(folder, options=options)
         assert (manifest.task, manifest.runtime) == ("text-generation", "transformers")
         (folder / "wherry.toml").write_text(encode_manifest(manifest))
         self.runtime: Any = create_runtime("transformers", "text-generation")
@@ -194,6 +196,23 @@ def test_a_base_model_says_that_it_cannot_chat(base: Model):
     with pytest.raises(InvalidInput, match="no chat template") as refused:
         write(base, ChatInput([Message("user", "hello")]))
     assert "/v1/completions" in refused.value.hint
+
+
+def test_a_base_model_converses_by_a_transcript_if_its_bundle_says_so(tmp_path: Path):
+    plain = Model(tmp_path, chat_template="plain")
+    messages = [Message("system", "Be brief."), Message("user", "the old river")]
+    transcript = "Be brief.\nUser: the old river\nAssistant:"
+    found = write(plain, ChatInput(messages, GREEDY))
+    assert found.text == write(plain, CompletionInput(transcript, GREEDY)).text
+    prompt = plain.runtime._prompts.make(ChatInput(messages, GREEDY))
+    words = AnswerWords(plain.runtime._words, prompt, GREEDY)
+    shown, reason = "", None
+    for token in plain.words(" a river\nUser: and then")["input_ids"]:
+        if reason is None:
+            delta, reason = words.take(Chosen(token))
+            shown += delta.text if delta else ""
+    last = words.finish()
+    assert (shown + last.text, reason, last.stop_text) == (" a river", "stop", "")
 
 
 @pytest.mark.parametrize(

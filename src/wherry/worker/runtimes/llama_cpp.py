@@ -22,6 +22,7 @@ from wherry.models.tasks.chat_pictures import expect_text_only, pictures_of, pla
 from wherry.models.tasks.generation import GenerationInput, TextDelta
 from wherry.models.tasks.options import read_options
 from wherry.worker.runtimes.chat_prompt import Neutraliser
+from wherry.worker.runtimes.chat_template import stops_of
 from wherry.worker.runtimes.gguf import read_gguf
 from wherry.worker.runtimes.llama_answers import Chunk, LlamaAnswer, chunk_decoder
 from wherry.worker.runtimes.llama_requests import LlamaFacts, LlamaRequest, build_request
@@ -33,7 +34,6 @@ from wherry.worker.runtimes.llama_server import (
     open_server,
 )
 from wherry.worker.runtimes.llama_slots import SlotTable
-from wherry.worker.runtimes.llama_template import stops_of
 
 CLOSE_SECONDS = 10.0
 """Longest wait of `close` for generations to stop."""

@@ -28,6 +28,7 @@ from wherry.worker.runtimes.chat_prompt import (
     render_native_tools,
     tools_in_text,
 )
+from wherry.worker.runtimes.chat_template import no_template
 from wherry.worker.runtimes.gguf import GgufFacts
 from wherry.worker.runtimes.json_conformance import Schema
 from wherry.worker.runtimes.json_schema_guard import guard_schema
@@ -123,12 +124,7 @@ def _build_chat(
     item: ChatInput, facts: LlamaFacts, neutralise: Neutraliser, pictures: Sequence[str]
 ) -> LlamaRequest:
     if not facts.has_template:
-        raise InvalidInput(
-            "this model has no chat template: it continues texts, and was not made to converse",
-            hint="ask /v1/completions, or import it with the option chat_template (wherry import "
-            "-p chat_template=plain): 'plain', a file of the bundle, or a template's text",
-            param="messages",
-        )
+        raise no_template()
     item = _with_system(item, facts)
     _refuse_overlong(_characters_of(item), facts)
     reader: AnswerReader = TextReader()

@@ -16,11 +16,11 @@ from wherry.errors import InvalidInput, ModelFailed
 from wherry.models.bundle import Bundle
 from wherry.models.tasks.image_text_to_text import IMAGE_TEXT_TO_TEXT
 from wherry.worker.runtimes.chat_prompt import TemplateAbilities
+from wherry.worker.runtimes.chat_template import read_template
 from wherry.worker.runtimes.gguf import GgufFacts, Vocabulary
 from wherry.worker.runtimes.llama_answers import chunk_decoder
 from wherry.worker.runtimes.llama_native import llama
 from wherry.worker.runtimes.llama_start import cannot_load, new_parameters, start_server
-from wherry.worker.runtimes.llama_template import read_template
 
 DEFAULT_CONTEXT_TOKENS = 2048
 BATCH_SECONDS = 0.25
@@ -50,7 +50,7 @@ class LlamaOptions(msgspec.Struct, frozen=True):
     """Prompt tokens read at once; default as many as take a quarter of a second."""
     chat_template: str = ""
     """Instead of the one in the GGUF file: a file of the bundle, a Jinja template's text, or
-    `plain` (`llama_template.PLAIN_TEMPLATE`), for models that were not made to converse."""
+    `plain` (`chat_template.PLAIN_TEMPLATE`), for models that were not made to converse."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     """For requests that name none."""

@@ -26,6 +26,7 @@ from wherry.models.bundle import Bundle
 from wherry.models.tasks.generation import FinishReason, GenerationInput, TextDelta
 from wherry.models.tasks.options import read_options
 from wherry.models.tasks.task import Usage
+from wherry.worker.runtimes.chat_template import PLAIN, read_template
 from wherry.worker.runtimes.token_sampler import Array, Sampler
 from wherry.worker.runtimes.transformers_folder import open_model, open_tokenizer
 from wherry.worker.runtimes.transformers_prompts import Prompt, PromptMaker
@@ -47,7 +48,8 @@ class GenerationOptions(msgspec.Struct, frozen=True):
     max_concurrency: Annotated[int, Meta(ge=0, le=64)] = 0
     """Answers written at once; 0 = as many as `cache_mib` has room for, at most 16."""
     chat_template: str = ""
-    """A template of Jinja, instead of the folder's own; the only one of a model without."""
+    """How a conversation is written, instead of as the folder says: a file of the bundle, Jinja's text,
+    or `plain`."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0)] | None = None
@@ -126,7 +128,11 @@ class TransformersGenerationRuntime:
         known = getattr(config, "max_position_embeddings", 0) or USUAL_CONTEXT_TOKENS
         context = min(known, options.context_tokens or USUAL_CONTEXT_TOKENS)
         self._words = ModelWords(self._model, tokenizer)
-        self._prompts = PromptMaker(tokenizer, context, config.vocab_size, options.chat_template)
+        option = options.chat_template
+        template = read_template(bundle, option) if option else ""
+        self._prompts = PromptMaker(
+            tokenizer, context, config.vocab_size, template, is_transcript=option == PLAIN
+        )
         self._usual = usual_sampling(options, self._model.generation_config)
         self.max_concurrency = options.max_concurrency or count_answers(
             config, context, options.cache_mib, self._model.dtype.itemsize

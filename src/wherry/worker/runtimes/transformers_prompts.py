@@ -17,6 +17,7 @@ from wherry.worker.runtimes.chat_prompt import (
     render_messages,
     tools_in_text,
 )
+from wherry.worker.runtimes.chat_template import PLAIN_STOPS, no_template
 from wherry.worker.runtimes.tool_calls import AnswerReader, CallFinder, TextReader
 
 CHARACTERS_PER_TOKEN = 64
@@ -33,16 +34,26 @@ class Prompt(msgspec.Struct):
     charge: bool = True
     count_only: bool = False
     echo: str = ""
+    stops: tuple[str, ...] = ()
+    """Texts that end an answer beside the client's: those of the template."""
 
 
 class PromptMaker:
     """Makes prompts with a tokenizer and its chat template; used by one thread.
 
+    With `is_transcript` the template is `PLAIN_TEMPLATE`.
+
     transformers renders templates in Jinja's sandbox, in which they can change nothing.
     """
 
     def __init__(
-        self, tokenizer: Any, context_tokens: int, vocabulary_size: int, template: str
+        self,
+        tokenizer: Any,
+        context_tokens: int,
+        vocabulary_size: int,
+        template: str,
+        *,
+        is_transcript: bool,
     ) -> None:
         self._tokenizer = tokenizer
         self._context = context_tokens
@@ -50,6 +61,7 @@ class PromptMaker:
         self._template = template or tokenizer.chat_template
         if isinstance(self._template, dict):  # several, by their names
             self._template = self._template.get("default")
+        self._is_transcript = is_transcript
         self._neutralise = Neutraliser(_control_tokens(tokenizer))
         self._abilities = TemplateAbilities(system_role=self._takes_system())
 
@@ -87,11 +99,7 @@ class PromptMaker:
 
     def _make_chat(self, item: ChatInput) -> Prompt:
         if self._template is None:
-            raise InvalidInput(
-                "this model has no chat template: it continues texts",
-                hint='ask for a completion: /v1/completions, or {"prompt": …} to /predict',
-                param="messages",
-            )
+            raise no_template()
         _refuse_schemas(item)
         reader: AnswerReader = TextReader()
         if tools := tools_in_text(item, self._abilities):
@@ -100,8 +108,11 @@ class PromptMaker:
         messages = render_messages(item, self._abilities, self._neutralise)
         self._refuse_overlong(sum(len(each["content"]) for each in messages))
         text = self._render(messages, continues=item.continue_last)
-        tokens = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return Prompt(list(tokens), 0, reader, count_only=item.count_only)
+        # a template writes the beginning itself; a transcript is a text like others
+        begins = self._is_transcript
+        tokens = self._tokenizer(text, add_special_tokens=begins, verbose=False)["input_ids"]
+        stops = PLAIN_STOPS if self._is_transcript else ()
+        return Prompt(list(tokens), 0, reader, count_only=item.count_only, stops=stops)
 
     def _render(self, messages: list[dict[str, Any]], *, continues: bool) -> str:
         try:

@@ -68,7 +68,7 @@ class AnswerWords:
         self._prompt = prompt
         self._has_logprobs = sampling.top_logprobs is not None
         self._writer = TokenWriter(words.decode, prompt.tokens)
-        self._stops = StopFinder(sampling.stop)
+        self._stops = StopFinder([*sampling.stop, *prompt.stops])
         self.count = 0
         """Tokens so far."""
 
@@ -103,5 +103,8 @@ class AnswerWords:
         last = self._prompt.reader.finish()
         delta.text += last.text
         delta.tool_calls += last.tool_calls
-        delta.stop_text = self._stops.found
+        found = self._stops.found
+        delta.stop_text = (
+            "" if found in self._prompt.stops else found
+        )  # the client asked for its own
         return delta

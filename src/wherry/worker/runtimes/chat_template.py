@@ -38,6 +38,16 @@ def stops_of(option: str) -> tuple[str, ...]:
     return PLAIN_STOPS if option == PLAIN else ()
 
 
+def no_template() -> InvalidInput:
+    """The refusal of a conversation by a model that has no way to write one."""
+    return InvalidInput(
+        "this model has no chat template: it continues texts, and was not made to converse",
+        hint="ask /v1/completions, or import it with the option chat_template (wherry import "
+        "-p chat_template=plain): 'plain', a file of the bundle, or a template's text",
+        param="messages",
+    )
+
+
 def _checked(template: str) -> str:
     if len(template.encode()) > MAX_TEMPLATE_BYTES:
         raise _too_long()
