@@ -280,7 +280,7 @@ def ask_all(live: LiveServer, name: str, files: list[bytes]) -> list[httpx.Respo
         pytest.param("things", LARGE, id="of a model's size"),
         pytest.param("things", DEEP, id="made smaller", marks=pytest.mark.slow),
         pytest.param("faces", LARGE, id="kept", marks=pytest.mark.slow),
-        pytest.param("faces", DEEP, id="kept, of 16 bits"),
+        pytest.param("faces", DEEP, id="kept, of 16 bits", marks=pytest.mark.slow),
     ],
 )
 def test_sixty_four_large_pictures_are_answered_in_bounded_memory(
