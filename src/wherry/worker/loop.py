@@ -24,6 +24,7 @@ from wherry.models.tasks.task import Signature, is_slow_to_encode, media_of
 from wherry.worker.batcher import Batcher, Waiting
 from wherry.worker.busy import BusyTime
 from wherry.worker.executor import Executor, Pace, run_batch
+from wherry.worker.file_room import FileRoom
 from wherry.worker.peer import Peer, Work
 from wherry.worker.rows import Gathered, Tables
 from wherry.worker.runtimes.catalog import create_runtime
@@ -37,8 +38,7 @@ from wherry.worker.runtimes.runtime import (
 from wherry.worker.spec import WorkerConfig
 
 INLINE_BYTES = 16 << 10
-"""Larger bodies are decoded and prepared in a thread, so that one does not delay the others; so are
-all that may hold a file, because a small one may hold much."""
+"""Larger bodies are decoded and prepared in a thread, so that one does not delay the others."""
 NUMBER_TASKS = frozenset({"tensor", "tabular-classification", "tabular-regression"})
 """Tasks whose runtimes have nothing to prepare in an array."""
 SLOW_WORDS = (b"BYTES", b"BOOL", b"\\")
@@ -69,6 +69,7 @@ class Worker:
         self.task_config = self.bundle.manifest.task_config()
         self.found_signature: Signature | None = None
         self.reads_files = bool(media_of(self.task))
+        self._files = FileRoom(self._understand, self._admit_file) if self.reads_files else None
         self._is_slow_to_encode = is_slow_to_encode(self.task)
         self.runtime: Runtime = create_runtime(
             self.bundle.manifest.runtime, self.bundle.manifest.task
@@ -161,9 +162,11 @@ class Worker:
         if self.draining:
             self.fail(work, Failure(frames.DRAINING, "the worker is stopping"))
             return
+        if self._files is not None:
+            self._files.enter(work, body)
+            return
         try:
-            is_small = len(body) <= INLINE_BYTES and not self.reads_files
-            is_light = is_small or self._is_light(work.call, body)
+            is_light = len(body) <= INLINE_BYTES or self._is_light(work.call, body)
             items = self._understand(work, body) if is_light else None
         except Exception as error:  # noqa: BLE001 - whatever it is, the request must end
             self.fail(work, failure_of(error))
@@ -172,7 +175,7 @@ class Worker:
             self._admit(work, items)
             return
 
-        # a large body must not delay the small ones of others, nor a picture of many pixels
+        # a large body must not delay the small ones of others
         def understood(result: asyncio.Future[Any]) -> None:
             self._admit(work, *result.result())
             self._run_soon()
@@ -248,13 +251,13 @@ class Worker:
         return list(items)
 
     def _admit(
-        self, work: Work, items: list[Any] | None, error: BaseException | None = None
+        self, work: Work, items: Sequence[Any] | None, error: BaseException | None = None
     ) -> None:
         if work.finished:
             return
-        if error is not None or items is None:
+        if error is not None:
             self.fail(work, failure_of(error))
-        elif work.is_cancelled:
+        elif items is None or work.is_cancelled:
             self.fail(work, _unwanted(work))
         elif not items:
             work.outputs = []
@@ -270,6 +273,12 @@ class Worker:
             work.outputs = [None] * len(items)
             for index, item in enumerate(items):
                 self._start_stream(work, index, item)
+
+    def _admit_file(
+        self, work: Work, items: Sequence[Any] | None, error: BaseException | None
+    ) -> None:
+        self._admit(work, items, error)
+        self._run_soon()
 
     def cancel(self, work: Work) -> None:
         """The gateway does not want it any more; its final frame still follows."""
@@ -373,6 +382,8 @@ class Worker:
     def _end(self, work: Work) -> None:
         work.finished = True
         work.peer.works.pop(work.request_id, None)
+        if self._files is not None:
+            self._files.leave(work)
         if self.draining:
             self._check_drained()
 

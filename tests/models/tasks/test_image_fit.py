@@ -9,7 +9,7 @@ import pytest
 from wherry.errors import InvalidInput
 from wherry.models.tasks.image import ImageInput
 from wherry.models.tasks.image_classification import IMAGE_CLASSIFICATION
-from wherry.models.tasks.image_fit import fit_image, frame_of, image_options
+from wherry.models.tasks.image_fit import ImageOptions, fit_image, frame_of, image_options
 from wherry.models.tasks.task import TaskConfig
 
 Image = pytest.importorskip("PIL.Image")
@@ -91,3 +91,13 @@ def test_a_border_has_the_grey_that_the_bundle_says():
 def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]):
     with pytest.raises(InvalidInput):
         image_options(wrong)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_large_picture_is_converted_as_its_parts_are(mode: Any, channels: int) -> None:
+    pixels = np.random.default_rng(channels).integers(0, 256, (700, 900, channels), np.uint8)
+    options = ImageOptions(image_mode=mode)
+    whole = fit_image(pixels, options)
+    rows = [fit_image(pixels[row : row + 1], options) for row in range(700)]
+    assert np.array_equal(whole, np.concatenate(rows))

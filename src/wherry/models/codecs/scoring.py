@@ -19,12 +19,14 @@ from wherry.models.codecs.codec import Reply
 from wherry.models.codecs.plain_json import encode_plain
 from wherry.models.tasks.generation import MAX_TEXTS, TextGeneration
 from wherry.models.tasks.tabular import TabularTask
-from wherry.models.tasks.task import Task, TaskConfig, TaskInput, TensorSpec
+from wherry.models.tasks.task import Task, TaskConfig, TaskInput, TensorSpec, held_bytes
 from wherry.models.tasks.tensor import TensorTask, plain_from_array
 
 MAX_ROWS = 1 << 16
 MAX_ITEMS = 2048
 """Most instances that are not rows: each is prepared, and answered, by itself."""
+MAX_HELD_BYTES = 256 << 20
+"""Most memory for what the files of one request hold."""
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -53,8 +55,8 @@ def read_instances(
     else:
         _check_count(instances, MAX_ITEMS, parameters, task)
     name = task.signature(config).inputs[0].name
-    bodies = [each if isinstance(each, dict) else {name: each} for each in instances]
-    return [task.from_plain({**body, **(parameters or {})}, config) for body in bodies]
+    bodies = (each if isinstance(each, dict) else {name: each} for each in instances)
+    return _read_each([{**body, **(parameters or {})} for body in bodies], task, config)
 
 
 def read_columns(
@@ -122,6 +124,21 @@ def _check_count(
         )
     if parameters:
         raise InvalidInput(f"a model that does {task.name} takes no 'params'", param="params")
+
+
+def _read_each(bodies: Sequence[dict[str, Any]], task: Task, config: TaskConfig) -> list[TaskInput]:
+    """An item of each; small files may hold large pictures, so what they hold is counted."""
+    found: list[TaskInput] = []
+    size = 0
+    for body in bodies:
+        found.append(task.from_plain(body, config))
+        size += held_bytes(found[-1])
+        if size > MAX_HELD_BYTES:
+            raise InvalidInput(
+                f"the instances hold more than {MAX_HELD_BYTES} bytes together when they are read",
+                hint="send several requests",
+            )
+    return found
 
 
 def _stack(instances: Sequence[Any], inputs: Sequence[TensorSpec]) -> dict[str, Any]:

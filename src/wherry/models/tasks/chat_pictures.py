@@ -16,6 +16,7 @@ from wherry.errors import InvalidInput
 from wherry.models.tasks.generation import ChatInput, GenerationInput, ImagePart
 from wherry.models.tasks.image import FORMATS, MAX_PIXELS, image_from_file
 from wherry.models.tasks.image_fit import MAX_SIDE, ImageOptions, import_pillow
+from wherry.models.tasks.picture_parts import check_parts
 
 MAX_PICTURES = 16
 """In one conversation."""
@@ -113,6 +114,10 @@ def _read_url(place: str, url: str) -> bytes:
 def _check_header(place: str, data: bytes) -> None:
     pillow = import_pillow()
     try:
+        check_parts(data)
+    except InvalidInput as error:
+        raise _refused_file(place, error) from error
+    try:
         with pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
             width, height = picture.size
     # Pillow's readers raise whatever a broken file makes them stumble over
@@ -126,7 +131,7 @@ def _plain_png(place: str, data: bytes) -> bytes:
     try:
         pixels = image_from_file(data, ImageOptions()).pixels
     except InvalidInput as error:
-        raise _refusal(place, f"is refused: {error.message}", error.hint or "") from error
+        raise _refused_file(place, error) from error
     pillow = import_pillow()
     picture = pillow.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     if picture.mode == "RGBA":
@@ -137,6 +142,10 @@ def _plain_png(place: str, data: bytes) -> bytes:
     written = io.BytesIO()
     picture.save(written, "PNG", compress_level=1)
     return written.getvalue()
+
+
+def _refused_file(place: str, error: InvalidInput) -> InvalidInput:
+    return _refusal(place, f"is refused: {error.message}", error.hint)
 
 
 def _refusal(place: str, fact: str, hint: str) -> InvalidInput:

@@ -13,6 +13,7 @@ import numpy as np
 from wherry.errors import InvalidInput
 from wherry.models.tasks.base64_file import decode_file
 from wherry.models.tasks.image_fit import MAX_SIDE, ImageOptions, image_options, import_pillow
+from wherry.models.tasks.picture_parts import check_parts
 from wherry.models.tasks.task import TaskConfig, Tensors, TensorSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Decoders that may see a client's bytes; of an animation, the first frame is taken."""
 CHANNELS = (1, 3, 4)
 EXIF_ORIENTATION = 0x0112
+UPRIGHT = 1
 LYING = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
 UNIT_SLACK = 1e-3
@@ -243,6 +245,7 @@ def image_from_file(data: bytes, options: ImageOptions, crop: Box | None = None)
             f"the picture has {len(data)} bytes, the limit is {MAX_FILE_BYTES}", param="image"
         )
     pillow = import_pillow()
+    check_parts(data)
     try:
         with pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
             return _decode_picture(picture, options, crop)
@@ -262,8 +265,6 @@ def image_from_file(data: bytes, options: ImageOptions, crop: Box | None = None)
 
 
 def _decode_picture(picture: Image, options: ImageOptions, crop: Box | None) -> ImageInput:
-    from PIL import ImageOps
-
     full_width, full_height = picture.size
     if options.image_size and crop is None:
         # JPEG alone can leave out detail while decoding: a 48-megapixel photo costs little
@@ -273,9 +274,9 @@ def _decode_picture(picture: Image, options: ImageOptions, crop: Box | None) -> 
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise _too_many_pixels(height, width)
     # only now: Pillow may read a whole file to find its EXIF data
-    is_lying = picture.getexif().get(EXIF_ORIENTATION, 1) in LYING
-    size = (full_width, full_height) if is_lying else (full_height, full_width)
-    picture = _with_plain_mode(ImageOps.exif_transpose(picture))
+    orientation = picture.getexif().get(EXIF_ORIENTATION, UPRIGHT)
+    size = (full_width, full_height) if orientation in LYING else (full_height, full_width)
+    picture = _with_plain_mode(picture if orientation == UPRIGHT else _turn_upright(picture))
     if crop is not None:
         picture = picture.crop(crop.within(picture.width, picture.height))
         size = picture.height, picture.width
@@ -288,7 +289,16 @@ def _decode_picture(picture: Image, options: ImageOptions, crop: Box | None) -> 
     return ImageInput(pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels, size)
 
 
+def _turn_upright(picture: Image) -> Image:
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
 def _with_plain_mode(picture: Image) -> Image:
+    """The picture in L, RGB or RGBA; itself if it is, for a large one is not copied without need."""
+    if picture.mode in ("L", "RGB", "RGBA") and "transparency" not in picture.info:
+        return picture
     if picture.mode.startswith("I"):  # 16 bit grey, which Pillow would clip at 255
         pixels = np.asarray(picture).astype(np.uint32) >> 8
         return import_pillow().fromarray(pixels.astype(np.uint8))

@@ -13,6 +13,8 @@ from wherry.models.tasks.options import read_options
 
 MAX_SIDE = 1 << 16
 """Longest side of a picture, in pixels."""
+STRIP_PIXELS = 1 << 18
+"""Pixels whose colours are reckoned at once."""
 
 
 class ImageOptions(msgspec.Struct, frozen=True):
@@ -148,6 +150,18 @@ def _crop_box(size: tuple[int, int], options: ImageOptions) -> tuple[float, floa
 
 
 def _convert_mode(pixels: np.ndarray, mode: Literal["L", "RGB"]) -> np.ndarray:
+    """In strips of rows, for what is reckoned on the way takes many times the pixels' memory."""
+    height, width, channels = pixels.shape
+    if (channels, mode) == (3, "RGB"):
+        return pixels
+    converted = np.empty((height, width) if mode == "L" else (height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        converted[top : top + rows] = _convert_strip(pixels[top : top + rows], mode)
+    return converted
+
+
+def _convert_strip(pixels: np.ndarray, mode: Literal["L", "RGB"]) -> np.ndarray:
     if pixels.shape[2] == 4:  # as if the picture lay on white paper
         alpha = pixels[:, :, 3:].astype(np.uint32)
         colour = pixels[:, :, :3] * alpha + 255 * (255 - alpha)

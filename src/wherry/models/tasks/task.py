@@ -9,7 +9,7 @@ task without knowing any.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
@@ -126,6 +126,17 @@ class Task(Protocol):
 def media_of(task: Task) -> str:
     """The kind of file that a task takes: `image`, `audio`, or "" for none."""
     return getattr(task, "media", "")
+
+
+def held_bytes(value: object) -> int:
+    """Bytes of the arrays, files and texts in a value, however deep in structs, lists and tuples."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.astuple(value)
+    if isinstance(value, list | tuple):
+        return sum(map(held_bytes, cast(Sequence[object], value)))
+    return getattr(value, "nbytes", 0)
 
 
 def is_slow_to_encode(task: Task) -> bool:
