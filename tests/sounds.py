@@ -81,6 +81,34 @@ def long_silence(seconds: int = 36_000, rate: int = 1000) -> bytes:
     return b"".join(file.write(hour) for _ in range(seconds // 3600)) + file.end()
 
 
+def box(kind: bytes, *parts: bytes) -> bytes:
+    """A part of an MP4 file."""
+    data = b"".join(parts)
+    return struct.pack(">I4s", len(data) + 8, kind) + data
+
+
+def mp4_claiming(samples: int, ticks: int = 1024) -> bytes:
+    """An M4A of ALAC whose few bytes of tables claim any number of samples, so many ticks each."""
+    entry = box(b"alac", bytes(6), b"\0\1", bytes(8), struct.pack(">4HI", 1, 16, 0, 0, RATE << 16))
+    tables = box(
+        b"stbl",
+        box(b"stsd", struct.pack(">II", 0, 1), entry),
+        box(b"stts", struct.pack(">4I", 0, 1, samples, ticks)),
+        box(b"stsc", struct.pack(">5I", 0, 1, 1, samples, 1)),
+        box(b"stsz", struct.pack(">3I", 0, 1, samples)),
+        box(b"stco", struct.pack(">3I", 0, 1, 8)),
+    )
+    media = box(
+        b"mdia",
+        box(b"mdhd", bytes(12), struct.pack(">3I", RATE, 1000, 0)),
+        box(b"hdlr", bytes(8), b"soun", bytes(13)),
+        box(b"minf", tables),
+    )
+    track = box(b"trak", box(b"tkhd", struct.pack(">4I", 1, 0, 0, 1), bytes(68)), media)
+    head = box(b"mvhd", bytes(12), struct.pack(">II", 1000, 1000), bytes(80))
+    return box(b"ftyp", b"mp42\0\0\0\0mp42") + box(b"moov", head, track) + box(b"mdat", bytes(5000))
+
+
 def bad_sounds() -> dict[str, bytes]:
     """What must be refused, by what is wrong with it."""
     noise = random.Random(1).randbytes
@@ -106,6 +134,13 @@ def bad_sounds() -> dict[str, bytes]:
         "thousands of chunks": b"RIFF\0\0\0\0WAVE" + b"junk\0\0\0\0" * 100_000,
         "samples before their format": b"RIFF\0\0\0\0WAVEdata\4\0\0\0abcd",
         "ten hours of silence": long_silence(),
+        "ten hours of a byte a sample": wav_file(b"\x80" * 36_000_000, bits=8, rate=1000),
+        "eighty million samples in a kilobyte": mp4_claiming(80_000_000),
+        "a moment that lasts for days": mp4_claiming(1000, 2**31 - 1),
+        "two million tags": b"ID3\4\0\0\0\0\0\0" * 2_000_000,
+        "one tag of 256 MB": b"ID3\4\0\0\x7f\x7f\x7f\x7f" + bytes(100_000),
+        "ten million beginnings of mp3": b"\xff\xfb" * 10_000_000,
+        "ogg with a hole": sound_file("opus")[:100] + bytes(10_000_000),
         "a film without sound": silent_film(),
         "flac cut off": sound_file("flac")[:4000],
         "zip": b"PK\3\4" + noise(1000),

@@ -22,6 +22,7 @@ from wherry.models.tasks.audio import (
     check_loudness,
     check_rate,
 )
+from wherry.models.tasks.mp4_index import check_index
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -101,6 +102,8 @@ class Sound:
     def _decoded(self, demuxer: str) -> Iterator[np.ndarray]:
         """What FFmpeg makes of the file; whatever it stumbles over is the file's fault."""
         av = import_av()
+        if demuxer == "mov":
+            check_index(self._given.file)
         self._check_length(_measure(av, self._given.file, demuxer, self._max_seconds))
         try:
             with _open(av, self._given.file, demuxer) as container:
