@@ -142,3 +142,28 @@ def test_another_task_is_refused(bundle: Bundle):
     manifest = msgspec.structs.replace(bundle.manifest, task="text-classification")
     with pytest.raises(InvalidInput, match="does not do the task"):
         SpacyRuntime().load(Bundle(bundle.folder, manifest), "cpu")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "\U0001f468\u200d" * 5000, "a." * 2000])
+def test_signs_without_end_are_refused_before_the_tokenizer_sees_them(
+    runtime: SpacyRuntime, text: str
+) -> None:
+    with pytest.raises(InvalidInput, match="in a row without a space"):
+        runtime.prepare(TokensInput(text))
+
+
+def test_a_text_of_too_many_tokens_is_refused_and_its_neighbours_are_answered(
+    runtime: SpacyRuntime,
+) -> None:
+    before, long, after = answer(
+        runtime, TokensInput(TEXTS[0]), TokensInput("a " * 25_000), TokensInput(TEXTS[1])
+    )
+    assert long.code == "invalid_input"
+    assert "25000 tokens" in long.message
+    assert answer(runtime, TokensInput("a " * 25_000)) == [long]
+    assert [before, after] == answer(runtime, TokensInput(TEXTS[0]), TokensInput(TEXTS[1]))
+
+
+def test_a_long_address_is_one_word(runtime: SpacyRuntime) -> None:
+    text = f"Sarah lives in London, see https://example.com/{'a-b_c=1&' * 120} for more."
+    assert [each.text for each in answer(runtime, TokensInput(text))[0].entities][:1] == ["Sarah"]

@@ -12,6 +12,7 @@ share of a beam of parses in which it occurs, which is a probability but not a c
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,9 +37,13 @@ from wherry.models.tasks.token_classification import (
 from wherry.worker.runtimes.runtime import ItemError, Prepared
 
 MAX_CHARACTERS = 100_000
-"""Longest text: spaCy takes near a gigabyte for a hundred thousand characters."""
-CHARACTERS_PER_TOKEN = 5
-"""Of English; only for grouping texts of like length."""
+"""Longest text."""
+MAX_TOKENS = 20_000
+"""Of one text: spaCy takes 17 kilobytes for each."""
+MAX_PARTS_OF_A_WORD = 1000
+"""Of what has no space in it: for each sign that spaCy takes off its ends, it looks at all of it."""
+_PART = re.compile(r"\w+|[^\w\s]")
+"""Near enough what becomes a token."""
 FINDERS = frozenset({"ner", "beam_ner"})
 """Factories of components that find entities by a network of their own."""
 RULES = frozenset({"entity_ruler", "span_ruler", "future_entity_ruler"})
@@ -90,24 +95,33 @@ class SpacyRuntime:
                 hint="send it in parts",
                 param="text",
             )
-        return Prepared(item, length=len(item.text) // CHARACTERS_PER_TOKEN + 1)
+        longest = max(map(_count_parts, item.text.split()), default=0)
+        if longest > MAX_PARTS_OF_A_WORD:
+            raise InvalidInput(
+                f"'text' has {longest} words and signs in a row without a space, "
+                f"the limit is {MAX_PARTS_OF_A_WORD}",
+                param="text",
+            )
+        return Prepared(item, length=_count_parts(item.text) + 1)
 
     def run(self, batch: Sequence[Prepared]) -> Sequence[TaskOutput | ItemError]:
         """The entities of each text."""
         items: list[TokensInput] = [prepared.payload for prepared in batch]
         with self._nlp.memory_zone():  # without it every new word is kept for ever
-            docs, scores = self._read([item.text for item in items])
+            docs = [self._nlp.make_doc(item.text) for item in items]
+            short = [doc for doc in docs if len(doc) <= MAX_TOKENS]
+            read = iter(zip(*self._read(short), strict=True) if short else ())
             return [
-                Entities(
-                    entities=self._entities_of(doc, known, item),
-                    usage=Usage(input_tokens=len(doc), rows=1),
-                )
-                for doc, known, item in zip(docs, scores, items, strict=True)
+                self._answer(*next(read), item) if len(doc) <= MAX_TOKENS else _too_long(doc)
+                for doc, item in zip(docs, items, strict=True)
             ]
 
-    def _read(self, texts: Sequence[str]) -> tuple[list[Doc], list[Shares]]:
-        """The pipeline's documents, and how likely each of their entities is."""
-        docs = [self._nlp.make_doc(text) for text in texts]
+    def _answer(self, doc: Doc, known: Shares, item: TokensInput) -> Entities:
+        usage = Usage(input_tokens=len(doc), rows=1)
+        return Entities(entities=self._entities_of(doc, known, item), usage=usage)
+
+    def _read(self, docs: list[Doc]) -> tuple[list[Doc], list[Shares]]:
+        """The documents behind the pipeline, and how likely each of their entities is."""
         shares: list[Shares] = [defaultdict(float) for _ in docs]
         for name, pipe in self._nlp.pipeline:
             if name in self._finders:  # before it has written entities, to which beams would keep
@@ -163,6 +177,17 @@ def needless_components(config: Mapping[str, Any]) -> list[str]:
     listened = any("Listener" in str(components[name]) for name in finders)
     kept = {*finders, *(("tok2vec", "transformer") if listened else ())}
     return [name for name in config["nlp"]["pipeline"] if name not in kept]
+
+
+def _count_parts(text: str) -> int:
+    return sum(1 for _ in _PART.finditer(text))
+
+
+def _too_long(doc: Doc) -> ItemError:
+    return ItemError(
+        "invalid_input",
+        f"'text' has {len(doc)} tokens, the limit is {MAX_TOKENS}: send it in parts",
+    )
 
 
 def _whole(span: Span, score: float) -> Entity:
