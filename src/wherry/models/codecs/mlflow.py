@@ -160,6 +160,8 @@ def _number_of(cell: str) -> float | int | str | None:
     """A cell as pandas would read it."""
     if not cell:
         return None
+    if "_" in cell:  # which Python alone takes for a number's
+        return cell
     for kind in (int, float):
         try:
             return kind(cell)

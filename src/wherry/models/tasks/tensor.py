@@ -363,11 +363,17 @@ def convert_list(name: str, values: list[Any], datatype: str, kind: np.dtype[Any
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=kind)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise InvalidInput(f"tensor {name!r}: {error}", param=name) from error
+    except OverflowError as error:
+        raise _does_not_fit(name, datatype) from error
     if kind.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInput(f"tensor {name!r}: a number does not fit {datatype}", param=name)
+        raise _does_not_fit(name, datatype)
     return encode_strings(name, array) if kind.kind == "O" else array
+
+
+def _does_not_fit(name: str, datatype: str) -> InvalidInput:
+    return InvalidInput(f"tensor {name!r}: a number does not fit {datatype}", param=name)
 
 
 def encode_strings(name: str, array: Array) -> Array:
