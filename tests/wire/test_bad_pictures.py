@@ -209,7 +209,7 @@ ODD: dict[str, bytes] = {
     "a page behind a PNG": photo_file() + b"<html><script>alert(1)</script></html>",
     "an archive behind a JPEG": COFFEE + b"PK\3\4" + bytes(5000),
     "a PDF inside a JPEG": bad.pdf_in_a_jpeg(COFFEE),
-    "a PNG that claims a million frames": bad.animated_png(photo_file(), 100),
+    "a PNG of 10 000 frames": bad.animated_png(photo_file(), 10_000),
 }
 
 
@@ -321,6 +321,7 @@ def test_small_files_of_large_pictures_in_one_request_are_refused(seeing: LiveSe
 
 
 def send_many(live: LiveServer, door: str, files: list[bytes]) -> tuple[str, httpx.Response]:
+    """Several files in one request."""
     if door == "Open Inference":
         return post_tensors(live, "things", "image", files)
     texts = [text_of(file) for file in files]

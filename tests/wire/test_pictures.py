@@ -15,6 +15,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from tests.bad_pictures import gif_of_frames
 from tests.conftest import LiveServer, run_server
 from tests.pictures import corners, file_of, open_photo, overlap
 from tests.real_models import photo, run_recipe
@@ -138,13 +139,6 @@ def png_claiming(width: int, height: int) -> bytes:
     chunk = struct.pack(">I", len(head)) + b"IHDR" + head
     chunk += struct.pack(">I", zlib.crc32(b"IHDR" + head))
     return b"\x89PNG\r\n\x1a\n" + chunk
-
-
-def gif_of_frames(count: int) -> bytes:
-    """A GIF of 8 x 8 pixels and any number of frames."""
-    one = file_of(Image.new("L", (8, 8), 200), "GIF")
-    start = one.index(b"\x2c", 13 + 3 * 2 ** ((one[10] & 7) + 1))
-    return one[:start] + one[start:-1] * count + one[-1:]
 
 
 def photo_bytes(form: str, mode: str = "RGB", **options: Any) -> bytes:

@@ -41,8 +41,9 @@ PROGRAMS = {Path(each).name: each for each in PROGRAM_RUNTIMES["apertium"]}
 PAIR = re.compile(r"[A-Za-z]{2,3}(_[A-Za-z]+)?-[A-Za-z]{2,3}(_[A-Za-z]+)?")
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
 
-PARAGRAPHS = re.compile(r"(\s*\n\s*\n\s*|\A\s+|\s+\Z)")
-"""Blanks that end a sentence whatever stands before them; they are given back as they came."""
+PARAGRAPHS = re.compile(r"((?<!\s)\s*\n\s*\n\s*|\A\s+|(?<!\s)\s+\Z)")
+"""Blanks that end a sentence whatever stands before them; they are given back as they came. Looked
+for only where blanks begin: within a million of them, it would be a million times."""
 RESERVED = re.compile(r"[][{}^$/\\@<>]")
 BLANKS = re.compile(r"[\s~]*[^\S ~][\s~]*|[\s~]{2,}|~")
 """Blanks that are not one space: kept in brackets."""

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from tests.bad_pictures import lying_file
 from tests.pictures import Served, corners, file_of, open_photo, overlap
 from tests.real_models import catalog_folder, photo, run_recipe
 
@@ -121,20 +122,7 @@ def test_a_photo_that_lies_on_its_side_has_boxes_of_the_upright_one(
 ) -> None:
     scene = open_photo(photo("motorcycle_left"))
     box = best(nanodet, "motorcycle", file_of(scene, "JPEG", quality=95))
-    turned = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = scene if turned is None else scene.transpose(turned)
-    file = file_of(stored, "JPEG", quality=95, exif=exif)
+    file = lying_file(scene, orientation, "JPEG")
     answer = nanodet.ask(image=file)
     assert (answer["width"], answer["height"]) == scene.size
     assert overlap(best(nanodet, "motorcycle", file), box) > 0.95
