@@ -153,8 +153,6 @@ def judge_modalities(found: Mapping[str, Any]) -> list[Line]:
     for name, each in found.items():
         for count in each["connections"]:
             ours = figure(each["results"], "wherry", count, "requests_per_second")
-            text = (
-                f"{name.replace('-', ' ')}, {count} connections, requests/s against the bare loop"
-            )
+            text = f"{name.replace('-', ' ')}, {count} at once, requests/s against the bare loop"
             lines.append(at_least(text, 0.8, ours, each["bare"]))
     return lines

@@ -115,8 +115,8 @@ def test_every_threshold_says_whether_it_is_met(tmp_path: Path, results: dict[st
     assert line_of(page, "1 streams").endswith("| ≤ 1.05 × | 1.06 | **not met** |")
     assert line_of(page, "first token, median").endswith("| ≤ 5 | 2.00 | met |")
     assert line_of(page, "against the bare relay").endswith("| ≥ 0.8 × | 0.90 | met |")
-    assert line_of(page, "classification, 1 conn").endswith("| ≥ 0.8 × | 0.79 | **not met** |")
-    assert line_of(page, "classification, 8 conn").endswith("| ≥ 0.8 × | 0.85 | met |")
+    assert line_of(page, "classification, 1 at once").endswith("| ≥ 0.8 × | 0.79 | **not met** |")
+    assert line_of(page, "classification, 8 at once").endswith("| ≥ 0.8 × | 0.85 | met |")
     assert "| image-classification | some-net | 10.0 | 12.7 | 11.8 | 1.00 |" in page
 
 
