@@ -219,6 +219,20 @@ def test_a_conversation_needs_no_name_of_a_model(live: LiveServer, below: str) -
     assert text == whole.choices[0].message.content != ""
 
 
+@pytest.mark.parametrize("below", ["hf", "models"])
+def test_a_text_is_completed_as_the_javascript_client_asks_for_it(
+    live: LiveServer, below: str
+) -> None:
+    path = f"/{below}/chat/v1/completions"
+    body = {"model": live.url, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+    whole = post(live, path, body).json()
+    assert whole["choices"][0]["text"]
+    lines = post(live, path, {**body, "stream": True}).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    pieces = [choice["text"] for event in events for choice in event["choices"]]
+    assert "".join(pieces) == whole["choices"][0]["text"]
+
+
 def test_a_schema_binds_a_conversation(live: LiveServer) -> None:
     schema = {
         "type": "object",
@@ -304,6 +318,9 @@ def test_the_text_of_a_picture_is_read(live: LiveServer, named: str) -> None:
     ImageDraw.Draw(page).text((20, 30), "HELLO WORLD", fill="black", font=font)
     found = model(live, named).image_to_text(file_of(page))
     assert found.generated_text.replace(" ", "") == "HELLOWORLD"
+    headers = {"Authorization": f"Bearer {live.key}", "User-Agent": "@huggingface/inference/4.13.0"}
+    asked = httpx.post(f"{live.url}/hf/{named}", content=file_of(page), headers=headers, timeout=60)
+    assert asked.json() == {"generated_text": found.generated_text}
 
 
 # ------------------------------------------------------------------------------ sound

@@ -67,7 +67,7 @@ class EndpointInfo(msgspec.Struct):
     """Of Wherry."""
 
 
-chat_decoder = msgspec.json.Decoder(ChatEnvelope)
+openai_decoder = msgspec.json.Decoder(ChatEnvelope)
 generation_decoder = msgspec.json.Decoder(GenerationEnvelope)
 
 
@@ -91,7 +91,9 @@ class HuggingFaceDoor:
 
     def _rows_below(self, url: str) -> list[Row]:
         chat = "Chat with the deployment of the path, whatever the body calls it"
+        text = "Let the deployment of the path complete a text"
         return [
+            self._post(f"{url}/v1/completions", self.complete, text, codec="openai.completions"),
             self._post(f"{url}/v1/chat/completions", self.chat, chat, codec="openai.chat"),
             self._post(f"{url}/chat/completions", self.chat, chat, codec="openai.chat"),
             self._get(f"{url}/health", self.health, "Whether a deployment can answer"),
@@ -151,11 +153,11 @@ class HuggingFaceDoor:
 
     async def chat(self, inquiry: Inquiry) -> Response:
         """A conversation in OpenAI's form; `model` is what the path says."""
-        body = await inquiry.body()
-        envelope = read_envelope(body, chat_decoder)
-        return await self._generate(
-            inquiry, "openai.chat", body, bool(envelope.stream), envelope.tokens_bound(len(body))
-        )
+        return await self._ask_as_openai(inquiry, "openai.chat")
+
+    async def complete(self, inquiry: Inquiry) -> Response:
+        """A text to be gone on with, in OpenAI's form."""
+        return await self._ask_as_openai(inquiry, "openai.completions")
 
     async def health(self, inquiry: Inquiry) -> Response:
         """200 if a request would be answered."""
@@ -187,6 +189,13 @@ class HuggingFaceDoor:
         envelope = read_envelope(body, generation_decoder)
         return await self._generate(
             inquiry, TASK.codec, body, bool(envelope.stream), envelope.tokens_bound(len(body))
+        )
+
+    async def _ask_as_openai(self, inquiry: Inquiry, codec: str) -> Response:
+        body = await inquiry.body()
+        envelope = read_envelope(body, openai_decoder)
+        return await self._generate(
+            inquiry, codec, body, bool(envelope.stream), envelope.tokens_bound(len(body))
         )
 
     async def _generate(

@@ -36,6 +36,8 @@ from wherry.models.tasks.zero_shot_image_classification import ZERO_SHOT_IMAGE_C
 
 DEFAULT_LABELS = 5
 """Labels of a picture that are told unless the client says how many: Hugging Face's own."""
+JAVASCRIPT_CLIENT = "@huggingface/inference"
+"""In `User-Agent`."""
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -164,10 +166,12 @@ class PictureText:
 
     def __init__(self, request: HfRequest) -> None:
         self.items = [read_image(request.inputs, request.config)]
+        self._takes_one = JAVASCRIPT_CLIENT in request.call.headers.get("user-agent", "")
 
     def answer(self, outputs: Sequence[ImageText]) -> Reply:
-        """`[{"generated_text"}]`."""
-        return reply_json([GeneratedText(outputs[0].text)])
+        """`[{"generated_text"}]`, without the list for the client that takes none."""
+        text = GeneratedText(outputs[0].text)
+        return reply_json(text if self._takes_one else [text])
 
 
 class PictureVectors(Vectors):
