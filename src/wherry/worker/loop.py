@@ -599,8 +599,8 @@ class Worker:
 
     def _item_done(self, work: Work, index: int, outputs: list[Any]) -> None:
         if work.encoder is None:
-            join: Callable[[list[Any]], Any] = self.task.join  # type: ignore[attr-defined]
-            work.outputs[index] = join(outputs)
+            join: Callable[[list[Any]], Any] | None = getattr(self.task, "join", None)
+            work.outputs[index] = join(outputs) if join is not None else outputs[-1]
         work.remaining -= 1
         if not work.remaining:
             self.succeed(work)

@@ -107,10 +107,6 @@ class TextToImage:
             guidance=read_number(body, "guidance", 0, MAX_GUIDANCE),
         )
 
-    def join(self, outputs: Sequence[Picture]) -> Picture:
-        """The finished picture, of a model that works step by step."""
-        return outputs[-1]
-
     def to_plain(self, output: Picture, config: TaskConfig) -> dict[str, Any]:
         """`{"image": base64 of a PNG, "content_type", "seed", "prompt"}`."""
         return {
