@@ -12,6 +12,7 @@ from wherry.models.registry.detect import list_model_paths
 from wherry.models.registry.translators import COMPANIONS
 
 TOKENIZER = "tokenizer.json"
+DIFFUSION = "model_index.json"
 HOMES = ("tokenizer", "onnx")
 """Where diffusers and some exporters of ONNX put a tokenizer."""
 TRANSFORMER = "0_Transformer"
@@ -61,6 +62,8 @@ def _go_down(files: Path) -> Path:
 
 def _find_raised(paths: Sequence[str]) -> list[str]:
     """Files of a folder of their own that belong to the top."""
+    if DIFFUSION in paths:
+        return []  # its parts stay where its list says that they are
     if f"{TRANSFORMER}/config.json" in paths:
         return [path for path in paths if str(PurePosixPath(path).parent) == TRANSFORMER]
     home = next((home for home in HOMES if f"{home}/{TOKENIZER}" in paths), None)
